@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/csv"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	mathrand "math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+// credentials are the keys and tokens of a control plane, in files of one folder.
+type credentials struct {
+	folder     string
+	adminToken string
+	kcmToken   string
+}
+
+func (c credentials) tokens() string     { return filepath.Join(c.folder, "tokens.csv") }
+func (c credentials) signingKey() string { return filepath.Join(c.folder, "sa.key") }
+func (c credentials) publicKey() string  { return filepath.Join(c.folder, "sa.pub") }
+
+// serving is made by the API server at its first start: its certificate and
+// the authority that signed it.
+func (c credentials) serving() string { return filepath.Join(c.folder, "apiserver.crt") }
+
+// newCredentials reads the credentials in folder, or makes them when there are none.
+func newCredentials(folder string) (credentials, error) {
+	c := credentials{folder: folder}
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return c, fmt.Errorf("making the folder of credentials: %w", err)
+	}
+	_, err := os.Stat(c.tokens())
+	if errors.Is(err, fs.ErrNotExist) {
+		// The tokens come last: their file says that all is there.
+		err = errors.Join(c.writeKeys(), c.writeTokens())
+	}
+	if err != nil {
+		return c, fmt.Errorf("making credentials in %q: %w", folder, err)
+	}
+	return c, c.readTokens()
+}
+
+// writeKeys makes the key pair that signs and verifies ServiceAccount tokens.
+func (c credentials) writeKeys() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	private, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return err
+	}
+	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(c.signingKey(), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private}), 0o600),
+		os.WriteFile(c.publicKey(), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), 0o600),
+	)
+}
+
+// writeTokens writes lines of token, user, uid and groups, the format of
+// --token-auth-file.
+func (c credentials) writeTokens() error {
+	text := fmt.Sprintf("%s,admin,admin,system:masters\n%s,system:kube-controller-manager,kcm\n", rand.Text(), rand.Text())
+	return os.WriteFile(c.tokens(), []byte(text), 0o600)
+}
+
+func (c *credentials) readTokens() error {
+	f, err := os.Open(c.tokens())
+	if err != nil {
+		return fmt.Errorf("opening the tokens: %w", err)
+	}
+	defer f.Close()
+	r := csv.NewReader(f)
+	r.FieldsPerRecord = -1 // groups may be absent
+	lines, err := r.ReadAll()
+	if err != nil {
+		return fmt.Errorf("reading the tokens in %q: %w", c.tokens(), err)
+	}
+	if len(lines) != 2 {
+		return fmt.Errorf("reading the tokens in %q: %d lines instead of 2", c.tokens(), len(lines))
+	}
+	c.adminToken, c.kcmToken = lines[0][0], lines[1][0]
+	return nil
+}
+
+// writeKubeconfig writes a kubeconfig for one user of the server.
+func writeKubeconfig(path, server string, ca []byte, token string) error {
+	const name = "podconfigmap-controlplane"
+	config := clientcmdapi.NewConfig()
+	config.Clusters[name] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: ca}
+	config.AuthInfos[name] = &clientcmdapi.AuthInfo{Token: token}
+	config.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
+	config.CurrentContext = name
+	if err := clientcmd.WriteToFile(*config, path); err != nil {
+		return fmt.Errorf("writing the kubeconfig %q: %w", path, err)
+	}
+	return nil
+}
+
+// freePorts returns n loopback ports that nothing listens on. They are below
+// the range that the kernel gives to outgoing connections (32768 and up): a
+// client that retries while the API server is down could otherwise get the
+// server's own port, and keep it from starting again.
+func freePorts(n int) ([]int, error) {
+	ports := make([]int, 0, n)
+	for range 1000 {
+		if len(ports) == n {
+			return ports, nil
+		}
+		port := 20000 + mathrand.IntN(12000)
+		l, err := net.Listen("tcp", net.JoinHostPort(loopback, strconv.Itoa(port)))
+		if err != nil {
+			continue
+		}
+		defer l.Close() // only after all are chosen, so that they differ
+		ports = append(ports, port)
+	}
+	return nil, fmt.Errorf("looking for %d free ports on %s: none in 1000 attempts", n, loopback)
+}

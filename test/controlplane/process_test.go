@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package controlplane
+
+import (
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// A goroutine that ends while locked takes its thread with it, and a child
+// started on that thread would get the parent-death signal.
+func TestProcessOutlivesThreadOfItsStarter(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	// Two at once, as the main thread never ends, and one may be on it.
+	started, end := make(chan *process), make(chan struct{})
+	for range 2 {
+		go func() {
+			runtime.LockOSThread()
+			p, err := startProcess("sleep", log, "/bin/sleep", "60")
+			if err != nil {
+				t.Error(err)
+			}
+			started <- p
+			<-end
+		}()
+	}
+	processes := []*process{<-started, <-started}
+	if t.Failed() {
+		t.FailNow()
+	}
+	close(end)
+	time.Sleep(300 * time.Millisecond)
+	for _, p := range processes {
+		if p.ended() {
+			t.Errorf("it ended with its starter: %v", p.err)
+		}
+		if err := p.stop(); err != nil {
+			t.Error(err)
+		}
+		if !p.ended() {
+			t.Error("it runs after stop")
+		}
+	}
+}
+
+func (p *process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
