@@ -1,0 +1,46 @@
+# What is generated, and the checks of what is written by hand. Tools are pinned
+# in hack/tools; `go tool` builds each at its first use and caches it.
+
+CONTROLLER_GEN = go tool -modfile=hack/tools/go.mod controller-gen
+GOLANGCI_LINT = go tool -modfile=hack/tools/golangci-lint/go.mod golangci-lint
+
+# Folders of controllers that run in the node agent; all others run in the manager.
+AGENT_CONTROLLERS = controllers/nodeagent
+MANAGER_CONTROLLERS = $(filter-out $(AGENT_CONTROLLERS),$(patsubst %/,%,$(wildcard controllers/*/)))
+
+comma = ,
+empty =
+space = $(empty) $(empty)
+# The folders $(1) as controller-gen takes them.
+paths = "paths={$(subst $(space),$(comma),$(patsubst %,./%/...,$(strip $(1))))}"
+
+.PHONY: generate manifests verify lint fmt vet tools
+
+generate: ## Write the generated Go code: tables of system calls, deep copies.
+	go run ./hack/syscalls
+	$(CONTROLLER_GEN) object:headerFile=hack/boilerplate.go.txt paths=./api/...
+
+manifests: generate ## Write the CRDs and the roles of manager and agent from the Go markers.
+	$(CONTROLLER_GEN) crd paths=./api/... output:crd:dir=config/crd/bases
+	go run ./hack/crd config/crd/bases/*.yaml
+	$(CONTROLLER_GEN) rbac:roleName=manager-role $(call paths,$(MANAGER_CONTROLLERS)) output:rbac:dir=config/rbac
+	$(if $(wildcard $(AGENT_CONTROLLERS)),$(CONTROLLER_GEN) rbac:roleName=agent-role$(comma)fileName=agent_role.yaml $(call paths,$(AGENT_CONTROLLERS)) output:rbac:dir=config/rbac)
+
+verify: manifests ## Fail unless all generated files are those that are committed, and none is untracked.
+	@changes=$$(git status --porcelain --untracked-files=all) && if [ -n "$$changes" ]; then \
+		echo "not committed, or not what the generators write:"; echo "$$changes"; git --no-pager diff; exit 1; fi
+
+fmt: ## Format the Go code.
+	$(GOLANGCI_LINT) fmt
+
+vet: ## Run go vet.
+	go vet ./...
+
+lint: ## Run the linters.
+	$(GOLANGCI_LINT) run
+
+tools: ## Build and cache the tools ahead of their first use.
+	$(CONTROLLER_GEN) --version
+	go tool -modfile=hack/tools/go.mod kustomize version
+	go tool -modfile=hack/tools/go.mod gotestsum --version
+	$(GOLANGCI_LINT) version
