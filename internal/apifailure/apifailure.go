@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package apifailure sorts the errors of API calls into a short closed list.
+package apifailure
+
+import (
+	"context"
+	"errors"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+)
+
+// Type is what went wrong: fit for a metric's label. docs/metrics.md lists them.
+type Type string
+
+// What can go wrong. The last three are found before any call is made.
+const (
+	Conflict    Type = "conflict"    // the object changed meanwhile; a fresh look helps
+	Unreachable Type = "unreachable" // no answer from the API server
+	Timeout     Type = "timeout"     // no answer in time
+	Throttled   Type = "throttled"   // the API server asked for patience
+	Forbidden   Type = "forbidden"   // rights or a quota lack
+	Invalid     Type = "invalid"     // the API server refuses the object
+	Server      Type = "server"      // the API server's own error
+	Other       Type = "other"
+
+	Template     Type = "template"      // a template does not parse or fails for the pod
+	TooLarge     Type = "too_large"     // the data exceed what a ConfigMap may hold
+	NameConflict Type = "name_conflict" // the name is taken
+)
+
+// Types lists every Type.
+func Types() []Type {
+	return []Type{Conflict, Unreachable, Timeout, Throttled, Forbidden, Invalid, Server, Template, TooLarge, NameConflict, Other}
+}
+
+// Classify names the type of an API call's error.
+func Classify(err error) Type {
+	for _, c := range []struct {
+		is  func(error) bool
+		why Type
+	}{
+		{apierrors.IsConflict, Conflict},
+		{apierrors.IsNotFound, Conflict},
+		{apierrors.IsAlreadyExists, Conflict},
+		{apierrors.IsTimeout, Timeout},
+		{apierrors.IsServerTimeout, Timeout},
+		{isDeadline, Timeout},
+		{apierrors.IsTooManyRequests, Throttled},
+		{apierrors.IsForbidden, Forbidden},
+		{apierrors.IsUnauthorized, Forbidden},
+		{apierrors.IsInvalid, Invalid},
+		{apierrors.IsBadRequest, Invalid},
+		{isServerError, Server},
+		{isNoAnswer, Unreachable},
+	} {
+		if c.is(err) {
+			return c.why
+		}
+	}
+	return Other
+}
+
+func isDeadline(err error) bool { return errors.Is(err, context.DeadlineExceeded) }
+
+func isServerError(err error) bool {
+	var status apierrors.APIStatus
+	return errors.As(err, &status) && status.Status().Code >= 500
+}
+
+func isNoAnswer(err error) bool {
+	var status apierrors.APIStatus
+	return !errors.As(err, &status)
+}
+
+// IsTerminating tells that the namespace is going or gone: there is nothing
+// left to do in it.
+func IsTerminating(err error) bool {
+	return apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
+}
+
+// SaysSomething tells whether an error says something about the pod or its
+// ConfigMaps. An API server that does not answer says nothing, and is asked
+// again until it does.
+func (e Type) SaysSomething() bool { return e != Unreachable }

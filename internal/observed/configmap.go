@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package observed
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"maps"
+	"slices"
+	"unique"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+)
+
+// FieldManager is the name under which the operator writes.
+const FieldManager = "podconfigmap-controller"
+
+// Digest stands for a ConfigMap's data.
+type Digest [16]byte
+
+// DigestOf computes the digest of data; equal data have equal digests.
+func DigestOf(data map[string]string) Digest {
+	hash := sha256.New()
+	var size [8]byte
+	for _, key := range slices.Sorted(maps.Keys(data)) {
+		value := data[key]
+		binary.LittleEndian.PutUint32(size[:4], uint32(len(key)))
+		binary.LittleEndian.PutUint32(size[4:], uint32(len(value)))
+		hash.Write(size[:])
+		hash.Write([]byte(key))
+		hash.Write([]byte(value))
+	}
+	return Digest(hash.Sum(nil)[:len(Digest{})])
+}
+
+// ConfigMap is what the operator keeps of a ConfigMap. It is immutable.
+type ConfigMap struct {
+	Namespace       Text
+	Name            string
+	UID             types.UID
+	ResourceVersion string
+
+	// Config is the value of the label generated-by-pcmc, PodUID that of pod-uid.
+	Config Text
+	PodUID types.UID
+
+	// OwnerName and OwnerUID are the owner reference's to a pod; empty without one.
+	OwnerName string
+	OwnerUID  types.UID
+
+	Data Digest
+
+	HasLabels     bool // any label at all: a patch may add to them
+	HasBinaryData bool
+	Immutable     bool
+	Deleting      bool
+	WrittenByUs   bool // our field manager stands in its managed fields
+}
+
+// NewConfigMap copies what the operator reads of a ConfigMap.
+func NewConfigMap(cm *corev1.ConfigMap) *ConfigMap {
+	c := &ConfigMap{
+		Namespace:       unique.Make(cm.Namespace),
+		Name:            cm.Name,
+		UID:             cm.UID,
+		ResourceVersion: cm.ResourceVersion,
+		Config:          unique.Make(cm.Labels[v1alpha1.LabelGeneratedBy]),
+		PodUID:          types.UID(cm.Labels[v1alpha1.LabelPodUID]),
+		Data:            DigestOf(cm.Data),
+		HasLabels:       len(cm.Labels) > 0,
+		HasBinaryData:   len(cm.BinaryData) > 0,
+		Immutable:       cm.Immutable != nil && *cm.Immutable,
+		Deleting:        cm.DeletionTimestamp != nil,
+	}
+	for i := range cm.OwnerReferences {
+		if ref := &cm.OwnerReferences[i]; ref.Kind == "Pod" && ref.APIVersion == "v1" {
+			c.OwnerName, c.OwnerUID = ref.Name, ref.UID
+			break
+		}
+	}
+	if c.OwnerUID == c.PodUID {
+		c.OwnerUID = c.PodUID // one string in memory in place of two
+	}
+	for i := range cm.ManagedFields {
+		c.WrittenByUs = c.WrittenByUs || cm.ManagedFields[i].Manager == FieldManager
+	}
+	return c
+}
+
+// Key is the ConfigMap's namespace and name.
+func (c *ConfigMap) Key() types.NamespacedName {
+	return types.NamespacedName{Namespace: c.Namespace.Value(), Name: c.Name}
+}
+
+// Owner is the key of the pod that the ConfigMap's owner reference names; its
+// name is empty where there is none.
+func (c *ConfigMap) Owner() types.NamespacedName {
+	return types.NamespacedName{Namespace: c.Namespace.Value(), Name: c.OwnerName}
+}
+
+// Ours tells whether the operator may write or delete the ConfigMap: it is
+// owned by a pod and carries our labels or our field manager.
+func (c *ConfigMap) Ours() bool {
+	return c.OwnerUID != "" && (c.Config.Value() != "" || c.PodUID != "" || c.WrittenByUs)
+}
+
+// GetObjectMeta lets informers find the object's key; it allocates.
+func (c *ConfigMap) GetObjectMeta() metav1.Object {
+	return &metav1.ObjectMeta{
+		Namespace: c.Namespace.Value(), Name: c.Name, UID: c.UID, ResourceVersion: c.ResourceVersion,
+	}
+}

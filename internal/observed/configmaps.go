@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package observed
+
+import (
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+)
+
+const (
+	ownerIndex = "owner"
+	// ownWriteTTL bounds how long one of our own writes is believed that no
+	// event confirms, as when a watch broke and somebody undid the write before
+	// it was set up again.
+	ownWriteTTL = time.Minute
+)
+
+// ConfigMaps are the ConfigMaps that carry the label generated-by-pcmc. Reads
+// include the operator's own writes before the watch brings them back.
+type ConfigMaps struct {
+	*store[ConfigMap]
+
+	mu     sync.Mutex
+	writes map[types.NamespacedName][]ownWrite // by the owning pod
+	now    func() time.Time
+}
+
+// ownWrite is what the operator knows to hold and the watch has not shown yet.
+type ownWrite struct {
+	configMap *ConfigMap // as written, or as it was before it was deleted
+	deleted   bool
+	at        time.Time
+}
+
+// NewConfigMaps returns a store of generated ConfigMaps. Without namespaces it
+// watches all.
+func NewConfigMaps(client rest.Interface, namespaces []string) (*ConfigMaps, error) {
+	s, err := newStore[ConfigMap](client, source{
+		resource: "configmaps", selector: v1alpha1.LabelGeneratedBy, example: &corev1.ConfigMap{}, compact: compactConfigMap,
+		indexers: cache.Indexers{ownerIndex: byOwner},
+	}, namespaces, 0)
+	return &ConfigMaps{store: s, writes: map[types.NamespacedName][]ownWrite{}, now: time.Now}, err
+}
+
+func compactConfigMap(obj any) (any, error) {
+	if cm, ok := obj.(*corev1.ConfigMap); ok {
+		return NewConfigMap(cm), nil
+	}
+	return obj, nil
+}
+
+func byOwner(obj any) ([]string, error) {
+	cm, ok := obj.(*ConfigMap)
+	if !ok || cm.OwnerName == "" {
+		return nil, nil
+	}
+	return []string{cm.Owner().String()}, nil
+}
+
+// OwnedBy returns the ConfigMaps whose owner reference names the pod, whatever
+// its UID.
+func (c *ConfigMaps) OwnedBy(pod types.NamespacedName) []*ConfigMap {
+	all := c.indexed(pod.Namespace, ownerIndex, pod.String())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range c.writes[pod] {
+		if c.now().Sub(w.at) < ownWriteTTL {
+			all = w.overlay(all)
+		}
+	}
+	return all
+}
+
+// overlay puts the write in the place of what the watch showed last.
+func (w ownWrite) overlay(all []*ConfigMap) []*ConfigMap {
+	for i, seen := range all {
+		if seen.Name != w.configMap.Name {
+			continue
+		}
+		switch {
+		case w.deleted && seen.UID == w.configMap.UID:
+			return append(all[:i:i], all[i+1:]...)
+		case !w.deleted && newer(w.configMap, seen):
+			all[i] = w.configMap
+		}
+		return all
+	}
+	if w.deleted {
+		return all
+	}
+	return append(all, w.configMap)
+}
+
+// Wrote remembers a ConfigMap as the API server answered it.
+func (c *ConfigMaps) Wrote(cm *ConfigMap) { c.remember(ownWrite{configMap: cm}) }
+
+// Deleted remembers that a ConfigMap was deleted.
+func (c *ConfigMaps) Deleted(cm *ConfigMap) { c.remember(ownWrite{configMap: cm, deleted: true}) }
+
+func (c *ConfigMaps) remember(w ownWrite) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w.at = c.now()
+	pod := w.configMap.Owner()
+	c.forget(pod, func(other ownWrite) bool { return other.configMap.Name == w.configMap.Name })
+	c.writes[pod] = append(c.writes[pod], w)
+}
+
+// Confirm takes note of an event that the watch brought, and tells whether it
+// is just the echo of one of our own writes.
+func (c *ConfigMaps) Confirm(cm *ConfigMap, deleted bool) (echo bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forget(cm.Owner(), func(w ownWrite) bool {
+		switch {
+		case w.configMap.Name != cm.Name:
+			return c.now().Sub(w.at) >= ownWriteTTL
+		case w.deleted || deleted:
+			echo = w.deleted && deleted && w.configMap.UID == cm.UID
+			return deleted && (w.configMap.UID == cm.UID)
+		default:
+			echo = w.configMap.ResourceVersion == cm.ResourceVersion
+			return !newer(w.configMap, cm)
+		}
+	})
+	return echo
+}
+
+// forget drops the writes about a pod that the test selects; c.mu is held.
+func (c *ConfigMaps) forget(pod types.NamespacedName, drop func(ownWrite) bool) {
+	kept := c.writes[pod][:0]
+	for _, w := range c.writes[pod] {
+		if !drop(w) {
+			kept = append(kept, w)
+		}
+	}
+	if len(kept) == 0 {
+		delete(c.writes, pod)
+		return
+	}
+	c.writes[pod] = kept
+}
+
+// newer tells whether a was written after b. What cannot be compared counts as
+// newer, so that our own write is kept.
+func newer(a, b *ConfigMap) bool {
+	order, err := resourceversion.CompareResourceVersion(a.ResourceVersion, b.ResourceVersion)
+	return err != nil || order > 0
+}
