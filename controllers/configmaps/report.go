@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configmaps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/internal/apifailure"
+	"github.com/podconfigmap/podconfigmap-controller/internal/eventnote"
+	"github.com/podconfigmap/podconfigmap-controller/internal/ledger"
+	"github.com/podconfigmap/podconfigmap-controller/internal/logging"
+	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
+)
+
+// eventAction is the action that Events on pods name.
+const eventAction = "SyncConfigMap"
+
+// report collects what became of one pod's steps, and tells it: to the ledger,
+// as Events, to the log, and to the queue.
+type report struct {
+	*Reconciler
+	pod      *observed.Pod
+	waitFor  []string
+	failures []failedStep
+	again    time.Duration // 0: not before something changes
+}
+
+type failedStep struct {
+	*step
+	err error
+}
+
+func newReport(r *Reconciler, pod *observed.Pod) *report { return &report{Reconciler: r, pod: pod} }
+
+// wait notes that the pod waits for a ConfigMap's name.
+func (r *report) wait(name string) {
+	r.waitFor = append(r.waitFor, name)
+	r.waiting.set(r.pod.Key(), r.waitFor)
+}
+
+// waitNoMore undoes wait.
+func (r *report) waitNoMore(name string) {
+	r.waitFor = slices.DeleteFunc(r.waitFor, func(n string) bool { return n == name })
+}
+
+// requeueAfter asks for another look, at the latest then.
+func (r *report) requeueAfter(d time.Duration) {
+	if r.again == 0 || d < r.again {
+		r.again = d
+	}
+}
+
+// done records a step that needs no more: the ConfigMap reflects its config, or
+// its failure is known.
+func (r *report) done(s *step) {
+	if s.config == nil {
+		return
+	}
+	if s.waiting {
+		r.Ledger.Record(s.config.UID, r.pod.Name, ledger.Entry{Present: s.present(r.pod.UID)})
+		return
+	}
+	entry := ledger.Entry{Generation: s.config.Generation, Failure: s.failure, Present: true}
+	if s.failure != nil {
+		entry.Present = s.present(r.pod.UID)
+		r.refused(s)
+	}
+	r.Ledger.Record(s.config.UID, r.pod.Name, entry)
+}
+
+// refused tells of a pod whose ConfigMap cannot be as its config wants it.
+func (r *report) refused(s *step) {
+	why := apifailure.Template
+	switch s.failure.Reason {
+	case v1alpha1.ReasonNameConflict:
+		why = apifailure.NameConflict
+		r.waitForHolder(s)
+	case v1alpha1.ReasonTooLarge:
+		why = apifailure.TooLarge
+	}
+	if s.failure == s.config.Problem {
+		return // the config's own Event and condition tell, once for all pods
+	}
+	if r.known(s, s.failure) {
+		return
+	}
+	r.Metrics.failed(r.pod.Namespace.Value(), why)
+	r.warn(s.config, s.failure)
+}
+
+// waitForHolder has the pod looked at again when the name's holder changes.
+func (r *report) waitForHolder(s *step) {
+	if left := r.holds.left(holdKey{r.pod.Key(), s.name}); left > 0 {
+		r.requeueAfter(left)
+	}
+	r.wait(s.name)
+	now := r.ConfigMaps.Get(types.NamespacedName{Namespace: r.pod.Namespace.Value(), Name: s.name})
+	if s.current != nil && s.current.Config.Value() != "" && (now == nil || now.UID != s.current.UID) {
+		// It went between the look and the wait: no event will tell.
+		r.requeueAfter(time.Millisecond)
+	}
+}
+
+// known tells whether the ledger holds the same failure already.
+func (r *report) known(s *step, failure *ledger.Failure) bool {
+	entry, _ := r.Ledger.Get(s.config.UID, r.pod.Name)
+	return entry.Failure != nil && *entry.Failure == *failure
+}
+
+// gone drops what is known of a step whose namespace is going.
+func (r *report) gone(s *step) {
+	if s.config != nil {
+		r.Ledger.Forget(s.config.UID, r.pod.Name)
+	}
+}
+
+// failed keeps a step's error until all steps are through.
+func (r *report) failed(s *step, err error) {
+	r.failures = append(r.failures, failedStep{s, err})
+}
+
+// finish tells when to look again.
+func (r *report) finish(ctx context.Context) ctrl.Result {
+	key := r.pod.Key()
+	for _, name := range r.waiting.set(key, r.waitFor) {
+		r.holds.release(holdKey{key, name})
+	}
+	if len(r.failures) == 0 {
+		r.retries.succeeded(key)
+		return ctrl.Result{RequeueAfter: r.again}
+	}
+	why := apifailure.Unreachable
+	for _, f := range r.failures {
+		one := apifailure.Classify(f.err)
+		r.Metrics.failed(key.Namespace, one)
+		if one.SaysSomething() {
+			why = one
+		}
+	}
+	wait, exhausted := r.retries.failed(key, why)
+	for _, f := range r.failures {
+		r.recordFailure(f, exhausted, wait)
+	}
+	r.logFailures(ctx, why, exhausted, wait)
+	r.requeueAfter(wait)
+	return ctrl.Result{RequeueAfter: r.again}
+}
+
+func (r *report) recordFailure(f failedStep, exhausted bool, wait time.Duration) {
+	if f.config == nil {
+		return
+	}
+	entry := ledger.Entry{Present: f.present(r.pod.UID)}
+	if exhausted {
+		entry.Generation = f.config.Generation
+		entry.Failure = &ledger.Failure{
+			Reason: v1alpha1.ReasonRetriesExhausted,
+			Message: fmt.Sprintf("%v; gave up after %d tries in a row, next try within %s",
+				f.err, r.retries.max, wait),
+		}
+		if !r.known(f.step, entry.Failure) {
+			r.warn(f.config, entry.Failure)
+		}
+	}
+	r.Ledger.Record(f.config.UID, r.pod.Name, entry)
+}
+
+func (r *report) logFailures(ctx context.Context, why apifailure.Type, exhausted bool, wait time.Duration) {
+	var all []error
+	for _, f := range r.failures {
+		all = append(all, f.err)
+	}
+	logger, err := klog.FromContext(ctx), errors.Join(all...)
+	switch {
+	case exhausted:
+		logger.Error(err, "Gave up on a pod for now", "pod", r.pod.Key(), "type", why, "retryIn", wait)
+	case why == apifailure.Conflict:
+		logger.V(logging.Debug).Info("Looking again: an object changed meanwhile", "pod", r.pod.Key(), "err", err)
+	default:
+		logging.Warning(logger, "Will try again", "pod", r.pod.Key(), "err", err, "type", why, "retryIn", wait)
+	}
+}
+
+// warn emits an Event on the pod.
+func (r *report) warn(config *Config, failure *ledger.Failure) {
+	pod := &corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: r.pod.Namespace.Value(), Name: r.pod.Name, UID: r.pod.UID},
+	}
+	related := &v1alpha1.PodConfigMapConfig{
+		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "PodConfigMapConfig"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: config.Namespace, Name: config.Name, UID: config.UID},
+	}
+	r.Events.Eventf(pod, related, corev1.EventTypeWarning, failure.Reason, eventAction, "%s", eventnote.Shorten(failure.Message, eventnote.MaxBytes))
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package status
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/internal/apifailure"
+	"github.com/podconfigmap/podconfigmap-controller/internal/eventnote"
+	"github.com/podconfigmap/podconfigmap-controller/internal/ledger"
+	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
+	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
+)
+
+// +kubebuilder:rbac:groups=podconfig.example.com,resources=podconfigmapconfigs,verbs=get;list;watch
+// +kubebuilder:rbac:groups=podconfig.example.com,resources=podconfigmapconfigs/status,verbs=patch
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+const (
+	// writeInterval is the least time between two writes of one config's status.
+	writeInterval = time.Second
+	// patience is how long pods may be worked on before the status says so: a
+	// pod that is done in a moment should not make a condition flap.
+	patience = time.Second
+	// firstPatience is the same for a config that was settled before this manager
+	// began: it has to look at every pod once, and will mostly find all as it was.
+	firstPatience = 10 * time.Second
+)
+
+// Options are what a Reconciler needs.
+type Options struct {
+	Client      client.Client
+	Pods        *observed.Pods
+	Ledger      *ledger.Ledger
+	Events      events.EventRecorder
+	Metrics     *Metrics
+	EBPFEnabled bool
+}
+
+// Reconciler writes the status of one config at a time.
+type Reconciler struct {
+	Options
+	memory memory
+}
+
+// NewReconciler returns a Reconciler.
+func NewReconciler(o Options) *Reconciler {
+	return &Reconciler{Options: o, memory: memory{now: time.Now, configs: map[types.NamespacedName]times{}}}
+}
+
+// Reconcile computes a config's status and writes it where it differs.
+func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	began := time.Now()
+	defer func() { r.Metrics.Took(telemetry.PCMC, req.Namespace, time.Since(began)) }()
+	pcmc := &v1alpha1.PodConfigMapConfig{}
+	if err := r.Client.Get(ctx, req.NamespacedName, pcmc); err != nil {
+		if apierrors.IsNotFound(err) {
+			r.forget(req.NamespacedName)
+			return ctrl.Result{}, nil
+		}
+		return ctrl.Result{}, fmt.Errorf("reading PodConfigMapConfig %q: %w", req.Name, err)
+	}
+	pods, err := r.matching(pcmc)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	s := summarize(r.Ledger, pcmc, pods)
+	settled := pcmc.Status.ObservedGeneration == pcmc.Generation
+	if wait := r.memory.wait(req.NamespacedName, s.pending > 0, settled); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
+	}
+	return r.write(ctx, pcmc, &s)
+}
+
+// matching returns the names of the pods that the config selects, in order.
+func (r *Reconciler) matching(pcmc *v1alpha1.PodConfigMapConfig) ([]string, error) {
+	selector, err := metav1.LabelSelectorAsSelector(pcmc.Spec.LabelSelector())
+	if err != nil {
+		return nil, fmt.Errorf("reading spec.podSelector of PodConfigMapConfig %q: %w", pcmc.Name, err)
+	}
+	var names []string
+	for _, pod := range r.Pods.InNamespace(pcmc.Namespace) {
+		if selector.Matches(pod.Labels) {
+			names = append(names, pod.Name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+func (r *Reconciler) write(ctx context.Context, pcmc *v1alpha1.PodConfigMapConfig, s *summary) (ctrl.Result, error) {
+	status := statusOf(pcmc, s, r.EBPFEnabled)
+	r.Metrics.show(pcmc, status, s.present)
+	if !changed(&pcmc.Status, status) {
+		return ctrl.Result{}, nil
+	}
+	before := pcmc.DeepCopy()
+	pcmc.Status = *status
+	r.memory.wrote(client.ObjectKeyFromObject(pcmc))
+	err := r.Client.Status().Patch(ctx, pcmc, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}),
+		client.FieldOwner(observed.FieldManager))
+	switch {
+	case apierrors.IsConflict(err):
+		// The cache is behind; its next event, or this look, has the newer one.
+		return ctrl.Result{RequeueAfter: writeInterval}, nil
+	case apierrors.IsNotFound(err):
+		return ctrl.Result{}, nil
+	case err != nil:
+		r.Metrics.Failed(telemetry.PCMC, pcmc.Namespace, string(apifailure.Classify(err)))
+		return ctrl.Result{}, fmt.Errorf("writing the status of PodConfigMapConfig %q: %w", pcmc.Name, err)
+	}
+	r.announce(pcmc, before.Status.Conditions)
+	return ctrl.Result{}, nil
+}
+
+// announce emits an Event for each condition that turned bad, or good again.
+func (r *Reconciler) announce(pcmc *v1alpha1.PodConfigMapConfig, before []metav1.Condition) {
+	for _, name := range []string{v1alpha1.ConditionConfigMapsSynced, v1alpha1.ConditionEBPFReady} {
+		was, is := meta.FindStatusCondition(before, name), meta.FindStatusCondition(pcmc.Status.Conditions, name)
+		if is == nil || was != nil && was.Reason == is.Reason {
+			continue
+		}
+		switch is.Reason {
+		case v1alpha1.ReasonProgressing, v1alpha1.ReasonNotRequested:
+		case v1alpha1.ReasonSynced, v1alpha1.ReasonAttached:
+			r.Events.Eventf(pcmc, nil, corev1.EventTypeNormal, is.Reason, "UpdateStatus", "%s", eventnote.Shorten(is.Message, eventnote.MaxBytes))
+		default:
+			r.Events.Eventf(pcmc, nil, corev1.EventTypeWarning, is.Reason, "UpdateStatus", "%s", eventnote.Shorten(is.Message, eventnote.MaxBytes))
+		}
+	}
+}
+
+// forget ends what is kept of a config that is gone.
+func (r *Reconciler) forget(config types.NamespacedName) {
+	r.memory.forget(config)
+	r.Metrics.forget(config)
+}
+
+// memory holds times of each config that the status itself does not.
+type memory struct {
+	mu      sync.Mutex
+	now     func() time.Time
+	configs map[types.NamespacedName]times
+}
+
+type times struct{ written, pendingSince time.Time }
+
+// wait tells how long the status must not be written yet.
+func (m *memory) wait(config types.NamespacedName, pending, settled bool) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, now := m.configs[config], m.now()
+	switch {
+	case !pending:
+		t.pendingSince = time.Time{}
+	case t.pendingSince.IsZero():
+		t.pendingSince = now
+	}
+	m.configs[config] = t
+	wait := writeInterval - now.Sub(t.written)
+	if pending {
+		bear := patience
+		if settled && t.written.IsZero() {
+			bear = firstPatience
+		}
+		wait = max(wait, bear-now.Sub(t.pendingSince))
+	}
+	return max(wait, 0)
+}
+
+func (m *memory) wrote(config types.NamespacedName) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.configs[config]
+	t.written = m.now()
+	m.configs[config] = t
+}
+
+func (m *memory) forget(config types.NamespacedName) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.configs, config)
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package manager assembles the mode `manager`: caches, controllers, leader
+// election, metrics and probes.
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/controllers/configmaps"
+	"github.com/podconfigmap/podconfigmap-controller/controllers/status"
+	"github.com/podconfigmap/podconfigmap-controller/internal/ledger"
+	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
+	"github.com/podconfigmap/podconfigmap-controller/internal/settings"
+	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
+	"github.com/podconfigmap/podconfigmap-controller/internal/version"
+)
+
+const (
+	// shutdownTimeout bounds a clean stop; the Lease is released after it.
+	shutdownTimeout = 10 * time.Second
+	// eventSource is the reporting controller of Events.
+	eventSource = "podconfigmap-controller"
+
+	protobuf = "application/vnd.kubernetes.protobuf"
+)
+
+// Run runs the manager until the context ends, which is a clean stop and no
+// error.
+func Run(ctx context.Context, config *rest.Config, s *settings.Settings) error {
+	mgr, err := newManager(config, s)
+	if err != nil {
+		return err
+	}
+	pods, configMaps, core, err := newStores(ctx, mgr, s)
+	if err != nil {
+		return err
+	}
+	if err := addProbes(mgr, pods, configMaps); err != nil {
+		return err
+	}
+	if err := addControllers(mgr, s, pods, configMaps, core); err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Starting", "mode", "manager", "version", version.String(),
+		"watchedNamespaces", s.WatchNamespaces, "ebpfEnabled", s.EBPFEnabled, "leaderElection", s.LeaderElection)
+	return mgr.Start(ctx)
+}
+
+func newManager(config *rest.Config, s *settings.Settings) (ctrl.Manager, error) {
+	config = rest.CopyConfig(config)
+	config.UserAgent = "podconfigmap-controller/" + version.Version
+	// API Priority and Fairness is the limit; a client's own would only add to it.
+	config.QPS = -1
+	scheme := runtime.NewScheme()
+	if err := errors.Join(corev1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+		return nil, fmt.Errorf("building the scheme: %w", err)
+	}
+	shutdown := shutdownTimeout
+	options := ctrl.Options{
+		Scheme:                  scheme,
+		Metrics:                 metricsserver.Options{BindAddress: s.MetricsAddr},
+		HealthProbeBindAddress:  s.HealthProbeAddr,
+		GracefulShutdownTimeout: &shutdown,
+		Cache: cache.Options{
+			SyncPeriod:        &s.ResyncPeriod,
+			DefaultNamespaces: map[string]cache.Config{},
+			DefaultTransform:  cache.TransformStripManagedFields(),
+		},
+	}
+	for _, namespace := range s.WatchNamespaces {
+		options.Cache.DefaultNamespaces[namespace] = cache.Config{}
+	}
+	if err := electLeader(&options, config, s); err != nil {
+		return nil, err
+	}
+	mgr, err := ctrl.NewManager(config, options)
+	if err != nil {
+		return nil, fmt.Errorf("making the manager: %w", err)
+	}
+	return mgr, nil
+}
+
+// newStores makes the caches of pods and ConfigMaps, and the client that feeds
+// them. Every replica keeps them warm.
+func newStores(ctx context.Context, mgr ctrl.Manager, s *settings.Settings) (*observed.Pods, *observed.ConfigMaps, *corev1client.CoreV1Client, error) {
+	config := rest.CopyConfig(mgr.GetConfig())
+	config.ContentType, config.AcceptContentTypes = protobuf, protobuf+",application/json"
+	core, err := corev1client.NewForConfigAndClient(config, mgr.GetHTTPClient())
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("making the client of the core API: %w", err)
+	}
+	pods, err := observed.NewPods(core.RESTClient(), s.WatchNamespaces, s.ResyncPeriod)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	configMaps, err := observed.NewConfigMaps(core.RESTClient(), s.WatchNamespaces)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err := errors.Join(mgr.Add(pods), mgr.Add(configMaps)); err != nil {
+		return nil, nil, nil, fmt.Errorf("adding the caches: %w", err)
+	}
+	// Asking for it now starts it with the other caches, before there is a leader.
+	if _, err := mgr.GetCache().GetInformer(ctx, &v1alpha1.PodConfigMapConfig{}, cache.BlockUntilSynced(false)); err != nil {
+		return nil, nil, nil, withoutCRD(err)
+	}
+	return pods, configMaps, core, nil
+}
+
+// withoutCRD says what to do where the cluster does not know our kind.
+func withoutCRD(err error) error {
+	if meta.IsNoMatchError(err) {
+		return fmt.Errorf("the cluster has no PodConfigMapConfig kind: install config/crd first (kubectl apply -k config/crd): %w", err)
+	}
+	return fmt.Errorf("watching PodConfigMapConfigs: %w", err)
+}
+
+func addProbes(mgr ctrl.Manager, pods *observed.Pods, configMaps *observed.ConfigMaps) error {
+	ready := func(*http.Request) error {
+		if !pods.HasSynced() || !configMaps.HasSynced() {
+			return errors.New("the first list of pods or ConfigMaps is not complete yet")
+		}
+		return nil
+	}
+	if err := errors.Join(mgr.AddHealthzCheck("ping", healthz.Ping), mgr.AddReadyzCheck("caches", ready)); err != nil {
+		return fmt.Errorf("adding the probes: %w", err)
+	}
+	return nil
+}
+
+func addControllers(mgr ctrl.Manager, s *settings.Settings, pods *observed.Pods, configMaps *observed.ConfigMaps, core *corev1client.CoreV1Client) error {
+	book := ledger.New()
+	forConfigMaps, forStatus := newMetrics(telemetry.NewFactory(metrics.Registry))
+	events := mgr.GetEventRecorder(eventSource)
+	configMapController := configmaps.NewReconciler(configmaps.Options{
+		Client: core, Pods: pods, ConfigMaps: configMaps, Ledger: book, Events: events, Metrics: forConfigMaps,
+		MaxRetries: s.MaxRetries, ResyncPeriod: s.ResyncPeriod,
+	})
+	if err := configMapController.SetUp(mgr, s.PodWorkers, s.ReconciliationTimeout); err != nil {
+		return err
+	}
+	statusController := status.NewReconciler(status.Options{
+		Client: mgr.GetClient(), Pods: pods, Ledger: book, Events: events, Metrics: forStatus, EBPFEnabled: s.EBPFEnabled,
+	})
+	return statusController.SetUp(mgr, s.PCMCWorkers, s.ReconciliationTimeout)
+}
+
+func newMetrics(f *telemetry.Factory) (*configmaps.Metrics, *status.Metrics) {
+	shared := telemetry.NewReconciliation(f)
+	return configmaps.NewMetrics(f, shared), status.NewMetrics(f, shared)
+}
