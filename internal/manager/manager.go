@@ -11,14 +11,17 @@ import (
 	"net/http"
 	"time"
 
+	operatorsv2 "github.com/operator-framework/api/pkg/operators/v2"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -26,6 +29,7 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 	"github.com/podconfigmap/podconfigmap-controller/controllers/configmaps"
 	"github.com/podconfigmap/podconfigmap-controller/controllers/status"
+	"github.com/podconfigmap/podconfigmap-controller/controllers/subsystem"
 	"github.com/podconfigmap/podconfigmap-controller/internal/ledger"
 	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
 	"github.com/podconfigmap/podconfigmap-controller/internal/settings"
@@ -59,6 +63,9 @@ func Run(ctx context.Context, config *rest.Config, s *settings.Settings) error {
 	if err := addControllers(mgr, s, pods, configMaps, core); err != nil {
 		return err
 	}
+	if err := addOperatorCondition(mgr, s); err != nil {
+		return err
+	}
 	klog.FromContext(ctx).Info("Starting", "mode", "manager", "version", version.String(),
 		"watchedNamespaces", s.WatchNamespaces, "ebpfEnabled", s.EBPFEnabled, "leaderElection", s.LeaderElection)
 	return mgr.Start(ctx)
@@ -70,7 +77,7 @@ func newManager(config *rest.Config, s *settings.Settings) (ctrl.Manager, error)
 	// API Priority and Fairness is the limit; a client's own would only add to it.
 	config.QPS = -1
 	scheme := runtime.NewScheme()
-	if err := errors.Join(corev1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(corev1.AddToScheme(scheme), operatorsv2.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("building the scheme: %w", err)
 	}
 	shutdown := shutdownTimeout
@@ -161,6 +168,20 @@ func addControllers(mgr ctrl.Manager, s *settings.Settings, pods *observed.Pods,
 		Client: mgr.GetClient(), Pods: pods, Ledger: book, Events: events, Metrics: forStatus, EBPFEnabled: s.EBPFEnabled,
 	})
 	return statusController.SetUp(mgr, s.PCMCWorkers, s.ReconciliationTimeout)
+}
+
+// addOperatorCondition reports to OLM, where OLM runs this operator.
+func addOperatorCondition(mgr ctrl.Manager, s *settings.Settings) error {
+	if s.OperatorConditionName == "" {
+		return nil
+	}
+	uncached, err := client.New(mgr.GetConfig(), client.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	if err != nil {
+		return fmt.Errorf("making the client of the OperatorCondition: %w", err)
+	}
+	return mgr.Add(&subsystem.OperatorCondition{
+		Client: uncached, Key: types.NamespacedName{Namespace: s.PodNamespace, Name: s.OperatorConditionName},
+	})
 }
 
 func newMetrics(f *telemetry.Factory) (*configmaps.Metrics, *status.Metrics) {
