@@ -27,9 +27,11 @@ import (
 
 const crdFile = "../../config/crd/bases/podconfig.example.com_podconfigmapconfigs.yaml"
 
-// configs creates PodConfigMapConfigs on a real API server that serves the
-// generated CRD; nil with -short.
-var configs dynamic.ResourceInterface
+// A real API server that serves the generated CRD; both are nil with -short.
+var (
+	serverConfig *rest.Config
+	configs      dynamic.ResourceInterface // of one namespace
+)
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -51,7 +53,8 @@ func run(m *testing.M) (code int, err error) {
 		return 1, fmt.Errorf("starting the control plane: %w", err)
 	}
 	defer func() { err = errors.Join(err, cp.Stop()) }()
-	if configs, err = installCRD(ctx, cp.Config()); err != nil {
+	serverConfig = cp.Config()
+	if configs, err = installCRD(ctx, serverConfig); err != nil {
 		return 1, fmt.Errorf("installing %s: %w", crdFile, err)
 	}
 	return m.Run(), nil

@@ -24,6 +24,7 @@ manifests: generate ## Write the CRDs and the roles of manager and agent from th
 	$(CONTROLLER_GEN) crd paths=./api/... output:crd:dir=config/crd/bases
 	go run ./hack/crd config/crd/bases/*.yaml
 	$(CONTROLLER_GEN) rbac:roleName=manager-role $(call paths,$(MANAGER_CONTROLLERS)) output:rbac:dir=config/rbac
+	$(CONTROLLER_GEN) rbac:roleName=leader-election-role,fileName=leader_election_role.yaml paths=./internal/manager output:rbac:dir=config/rbac
 	$(if $(wildcard $(AGENT_CONTROLLERS)),$(CONTROLLER_GEN) rbac:roleName=agent-role$(comma)fileName=agent_role.yaml $(call paths,$(AGENT_CONTROLLERS)) output:rbac:dir=config/rbac)
 
 verify: manifests ## Fail unless all generated files are those that are committed, and none is untracked.

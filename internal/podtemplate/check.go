@@ -3,6 +3,7 @@
 package podtemplate
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -32,7 +33,7 @@ func parseTree(text string) (tree *parse.Tree, err error) {
 	}
 	for _, other := range trees {
 		if other != tree {
-			return nil, fmt.Errorf("define and block are not offered; give each text a key of its own")
+			return nil, errors.New("define and block are not offered; give each text a key of its own")
 		}
 	}
 	return tree, nil

@@ -3,6 +3,7 @@
 package podtemplate
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"text/template"
@@ -130,7 +131,7 @@ func (r *run) execute(data map[string]any) (out string, err error) {
 		return "", err
 	}
 	if !utf8.Valid(r.out) {
-		return "", fmt.Errorf("its output is not valid UTF-8; encode binary values with b64enc")
+		return "", errors.New("its output is not valid UTF-8; encode binary values with b64enc")
 	}
 	return string(r.out), nil
 }
