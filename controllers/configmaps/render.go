@@ -57,10 +57,10 @@ func (c *Config) executeTemplates(pod *observed.Pod, data map[string]string) *le
 	if len(c.templates) == 0 {
 		return nil
 	}
-	view := templateData(pod, c.Name)
+	view, allowance := templateData(pod, c.Name), podtemplate.NewAllowance()
 	left := maxDataSize - sizeOf(data)
 	for _, template := range c.templates {
-		text, err := template.Execute(view, max(left, 0))
+		text, err := template.ExecuteWithin(allowance, view, max(left, 0))
 		if err != nil {
 			return templateFailure(c, err)
 		}

@@ -26,14 +26,33 @@ type budget struct {
 	deadline    time.Time
 }
 
-func newBudget(limit time.Duration) budget {
-	return budget{steps: maxSteps, work: maxWork, deadline: time.Now().Add(limit)}
+// together is how many times one template's limits all templates of a config
+// may use up for one pod.
+const together = 4
+
+// Allowance is what the templates of one config may use together, for one pod.
+type Allowance struct{ steps, work int }
+
+// NewAllowance returns a full one.
+func NewAllowance() *Allowance {
+	return &Allowance{steps: together * maxSteps, work: together * maxWork}
+}
+
+// budget takes one template's share out of the allowance.
+func (a *Allowance) budget(limit time.Duration) budget {
+	return budget{steps: min(maxSteps, a.steps), work: min(maxWork, a.work), deadline: time.Now().Add(limit)}
+}
+
+// settle takes off what was used of a budget that was taken out.
+func (a *Allowance) settle(before, after budget) {
+	a.steps -= before.steps - max(after.steps, 0)
+	a.work -= before.work - max(after.work, 0)
 }
 
 // step pays for n nodes that are about to run.
 func (b *budget) step(n int) error {
 	if b.steps -= n; b.steps < 0 {
-		return tooMuch("its loops take more than %d steps; loop over less", maxSteps)
+		return tooMuch("its loops take more than %d steps, or those of the config's templates together more than %d; loop over less", maxSteps, together*maxSteps)
 	}
 	return b.onTime()
 }
@@ -41,7 +60,7 @@ func (b *budget) step(n int) error {
 // spend pays for n bytes read or written.
 func (b *budget) spend(n int) error {
 	if b.work -= n; b.work < 0 {
-		return tooMuch("its functions handle more than %d MiB; build less text in it", maxWork>>20)
+		return tooMuch("its functions handle more than %d MiB, or those of the config's templates together more than %d; build less text", maxWork>>20, together*maxWork>>20)
 	}
 	return b.onTime()
 }

@@ -246,7 +246,7 @@ func fullBudget(t *testing.T, text string) time.Duration {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.budget = newBudget(time.Minute)
+		r.budget = NewAllowance().budget(time.Minute)
 		start := time.Now()
 		_, _ = r.execute(pod())
 		took := max(0, time.Since(start)-time.Millisecond) // what a call may cost at least
@@ -255,4 +255,38 @@ func fullBudget(t *testing.T, text string) time.Duration {
 		}
 	}
 	return best
+}
+
+// TestTemplatesOfAConfigShareAnAllowance: each of them alone stays within its
+// limits, and nothing else may stop the crowd.
+func TestTemplatesOfAConfigShareAnAllowance(t *testing.T) {
+	for name, text := range map[string]string{
+		"steps": `{{ range 45000 }}{{ end }}`,
+		"work":  `{{ $x := repeat 1000 "x" }}{{ range 3000 }}{{ $y := print $x }}{{ end }}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			template, err := Compile("key", text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			allowance := NewAllowance()
+			for round := range 64 {
+				if _, err = template.ExecuteWithin(allowance, nil, 10); err == nil {
+					continue
+				}
+				var bad *Error
+				if !errors.As(err, &bad) || bad.Kind != KindLimit {
+					t.Fatalf("round %d ends with %v, want a KindLimit", round, err)
+				}
+				if round < together {
+					t.Errorf("stopped in round %d already: %v", round, err)
+				}
+				if _, err := template.Execute(nil, 10); err != nil {
+					t.Errorf("alone it fails, too: %v", err)
+				}
+				return
+			}
+			t.Error("64 templates at their limits were not stopped")
+		})
+	}
 }

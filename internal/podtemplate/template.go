@@ -99,6 +99,11 @@ const maxKept = 64 << 10
 // which it does not change. An output of more than maxBytes bytes is an error.
 // Errors are of type [*Error].
 func (t *Template) Execute(data map[string]any, maxBytes int) (string, error) {
+	return t.ExecuteWithin(NewAllowance(), data, maxBytes)
+}
+
+// ExecuteWithin is Execute for a template that shares an allowance with others.
+func (t *Template) ExecuteWithin(a *Allowance, data map[string]any, maxBytes int) (string, error) {
 	r, _ := t.pool.Get().(*run)
 	if r == nil {
 		var err error
@@ -108,9 +113,11 @@ func (t *Template) Execute(data map[string]any, maxBytes int) (string, error) {
 	}
 	r.out, r.max = r.out[:0], maxBytes
 	if t.charged {
-		r.budget = newBudget(t.timeout)
+		r.budget = a.budget(t.timeout)
 	}
+	before := r.budget
 	out, err := r.execute(data)
+	a.settle(before, r.budget)
 	if cap(r.out) <= maxKept {
 		t.pool.Put(r)
 	}
