@@ -1,6 +1,8 @@
 # What is generated, and the checks of what is written by hand. Tools are pinned
 # in hack/tools; `go tool` builds each at its first use and caches it.
 
+## Generate and check
+
 CONTROLLER_GEN = go tool -modfile=hack/tools/go.mod controller-gen
 GOLANGCI_LINT = go tool -modfile=hack/tools/golangci-lint/go.mod golangci-lint
 
@@ -14,11 +16,15 @@ space = $(empty) $(empty)
 # The folders $(1) as controller-gen takes them.
 paths = "paths={$(subst $(space),$(comma),$(patsubst %,./%/...,$(strip $(1))))}"
 
-.PHONY: generate manifests verify lint fmt vet tools
+.PHONY: generate docs manifests verify lint fmt vet tools
 
-generate: ## Write the generated Go code: tables of system calls, deep copies.
+generate: ## Write the generated Go code (tables of system calls, deep copies) and docs.
 	go run ./hack/syscalls
 	$(CONTROLLER_GEN) object:headerFile=hack/boilerplate.go.txt paths=./api/...
+	go run ./hack/docs
+
+docs: ## Write docs/settings.md, docs/metrics.md and docs/templates.md from the code.
+	go run ./hack/docs
 
 manifests: generate ## Write the CRDs and the roles of manager and agent from the Go markers.
 	$(CONTROLLER_GEN) crd paths=./api/... output:crd:dir=config/crd/bases

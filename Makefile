@@ -1,0 +1,122 @@
+# The main path needs Go, make and git. All tools are pinned in Go modules and
+# built at their first use. `make help` lists the targets.
+
+SHELL = /usr/bin/env bash
+.SHELLFLAGS = -euo pipefail -c
+.DEFAULT_GOAL = help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
+# The image that docker-build makes and deploy runs.
+IMG ?= podconfigmap-controller:latest
+PLATFORM ?=
+KUBECTL ?= kubectl
+# How long each fuzz test runs.
+FUZZTIME ?= 30s
+# More flags for `go test`, such as TEST_FLAGS='-run TestName'.
+TEST_FLAGS ?=
+PACKAGES ?= ./...
+
+KUSTOMIZE = go tool -modfile=$(CURDIR)/hack/tools/go.mod kustomize
+# Its summary counts the skipped tests and says why they were. Nothing is taken
+# from the cache: tests run the operator as a program that Go does not see. -p 2:
+# more would only have tests with deadlines wait for each other.
+GOTESTSUM = go tool -modfile=hack/tools/go.mod gotestsum --format=pkgname --format-hide-empty-pkg --
+GOTEST_FLAGS = -count=1 -p=2 -timeout=20m
+
+version_package = github.com/podconfigmap/podconfigmap-controller/internal/version
+LDFLAGS = -s -w -X $(version_package).Version=$(VERSION) -X $(version_package).Commit=$(COMMIT)
+
+# Packages that the race detector watches from inside; those below test/ run the
+# operator as a program, which RACE=true builds with the race detector.
+unit_packages = ./api/... ./controllers/... ./internal/...
+operator_tests = $$(go list ./test/... | grep -vE '/test/(bench|controlplane)(/|$$)')
+
+.PHONY: help
+help: ## List the targets.
+	@awk 'BEGIN {FS = ":.*## "} \
+		/^## / {printf "\n%s\n", substr($$0, 4)} \
+		/^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+## Try it
+
+.PHONY: run
+run: build ## Run the operator: on a control plane of its own, or with KUBECONFIG= on yours (ONCE=true, SAMPLE=true).
+	@go build -o bin/demo ./hack/run
+	@exec bin/demo
+
+.PHONY: kubectl
+kubectl: ## Build bin/kubectl, for machines without one.
+	CGO_ENABLED=0 go -C hack/controlplane build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/kubectl k8s.io/kubernetes/cmd/kubectl
+
+.PHONY: controlplane
+controlplane: ## Build etcd, kube-apiserver and kube-controller-manager (once; 6 to 12 minutes on two cores).
+	@go run ./test/controlplane/cmd build
+
+## Build
+
+.PHONY: build
+build: ## Build bin/podconfigmap-controller.
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/podconfigmap-controller .
+
+.PHONY: docker-build
+docker-build: ## Build the image IMG=.
+	docker build $(if $(PLATFORM),--platform $(PLATFORM)) --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t $(IMG) .
+
+.PHONY: docker-push
+docker-push: ## Push the image IMG=.
+	docker push $(IMG)
+
+.PHONY: clean
+clean: ## Remove what was built here (the control plane's programs stay in your cache folder).
+	rm -rf bin build dist
+
+## Test
+
+.PHONY: test
+test: controlplane ## Run all tests, on a real control plane.
+	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) $(PACKAGES)
+
+.PHONY: race
+race: controlplane ## Run the tests with the race detector (needs a C compiler).
+	CGO_ENABLED=1 $(GOTESTSUM) -race $(GOTEST_FLAGS) $(TEST_FLAGS) $(unit_packages)
+	CGO_ENABLED=1 RACE=true $(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) $(operator_tests)
+
+.PHONY: cover
+cover: controlplane ## Run all tests and print their coverage, per package and in total.
+	hack/cover.sh $(GOTEST_FLAGS) $(TEST_FLAGS)
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz test for FUZZTIME=.
+	hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: build controlplane ## Measure speed and memory (build/bench/configmaps.json).
+	go run ./test/bench $(BENCH_FLAGS)
+
+## Install in the cluster of the current kubeconfig
+
+.PHONY: install
+install: ## Install the CRD.
+	$(KUSTOMIZE) build config/crd | $(KUBECTL) apply --server-side -f -
+
+.PHONY: uninstall
+uninstall: ## Remove the CRD, and with it every PodConfigMapConfig.
+	$(KUSTOMIZE) build config/crd | $(KUBECTL) delete --ignore-not-found -f -
+
+.PHONY: deploy
+deploy: build/deploy/kustomization.yaml ## Install the CRD and the operator, with the image IMG=.
+	$(KUSTOMIZE) build build/deploy | $(KUBECTL) apply --server-side -f -
+
+.PHONY: undeploy
+undeploy: ## Remove the operator and the CRD.
+	$(KUSTOMIZE) build config/default | $(KUBECTL) delete --ignore-not-found -f -
+
+# config/default with the image IMG.
+.PHONY: build/deploy/kustomization.yaml
+build/deploy/kustomization.yaml:
+	@mkdir -p $(@D)
+	@printf '%s\n' 'apiVersion: kustomize.config.k8s.io/v1beta1' 'kind: Kustomization' 'resources: [../../config/default]' > $@
+	@cd $(@D) && $(KUSTOMIZE) edit set image podconfigmap-controller=$(IMG)
+
+include hack/make/generate.mk
