@@ -341,16 +341,19 @@ type PodConfigMapConfigStatus struct {
 
 	// matchedPods is the number of pods that podSelector matches.
 	// +optional
+	// +kubebuilder:default=0
 	MatchedPods int32 `json:"matchedPods"`
 
 	// syncedConfigMaps is the number of ConfigMaps that reflect the config and
 	// their pod.
 	// +optional
+	// +kubebuilder:default=0
 	SyncedConfigMaps int32 `json:"syncedConfigMaps"`
 
 	// failedConfigMaps is the number of matching pods whose ConfigMap could not
 	// be written; the condition ConfigMapsSynced says why.
 	// +optional
+	// +kubebuilder:default=0
 	FailedConfigMaps int32 `json:"failedConfigMaps"`
 
 	// ebpf counts the matching pods by what became of their eBPF features. It is
@@ -370,15 +373,18 @@ type PodConfigMapConfigStatus struct {
 type EBPFStatus struct {
 	// attachedPods is the number of pods whose features are at work.
 	// +optional
+	// +kubebuilder:default=0
 	AttachedPods int32 `json:"attachedPods"`
 
 	// failedPods is the number of pods whose node could not attach what it
 	// should support.
 	// +optional
+	// +kubebuilder:default=0
 	FailedPods int32 `json:"failedPods"`
 
 	// unsupportedPods is the number of pods whose node cannot serve a feature
 	// that the config asks for.
 	// +optional
+	// +kubebuilder:default=0
 	UnsupportedPods int32 `json:"unsupportedPods"`
 }

@@ -42,6 +42,6 @@ func (m *Metrics) failed(namespace string, why apifailure.Type) {
 }
 
 func (m *Metrics) forgetNamespace(namespace string) {
-	m.ForgetNamespace(namespace)
-	telemetry.ForgetNamespace(namespace, m.operations)
+	m.ForgetNamespace(telemetry.Pod, namespace)
+	m.operations.DeletePartialMatch(prometheus.Labels{"namespace": namespace})
 }

@@ -23,7 +23,7 @@ import (
 
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=configmaps,verbs=get;list;watch;create;patch;delete
-// +kubebuilder:rbac:groups=podconfig.example.com,resources=podconfigmapconfigs,verbs=get;list;watch
+// +kubebuilder:rbac:groups=podconfig.example.com,resources=podconfigmapconfigs,verbs=list;watch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
 // Options are what a Reconciler needs.
@@ -71,11 +71,12 @@ func NewReconciler(o Options) *Reconciler {
 // counted and retried here, so that the retries of O4 are the only ones.
 func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	began := time.Now()
-	defer func() { r.Metrics.Took(telemetry.Pod, req.Namespace, time.Since(began)) }()
 	seen := r.observe(req.NamespacedName)
 	if seen.pod == nil {
+		// Not timed: that would begin anew the series of a namespace that ended.
 		return r.sweep(ctx, req.NamespacedName, seen.owned), nil
 	}
+	defer func() { r.Metrics.Took(telemetry.Pod, req.Namespace, time.Since(began)) }()
 	r.departed.returned(req.NamespacedName)
 	report := newReport(r, seen.pod)
 	for _, s := range makePlan(seen) {
@@ -121,8 +122,8 @@ func (r *Reconciler) holder(cm, pod types.NamespacedName, owned []*observed.Conf
 func (r *Reconciler) carryOut(ctx context.Context, s *step, report *report) {
 	pod := report.pod
 	if s.verb == update {
-		if wait := r.pace.wait(pod.Key()); wait > 0 {
-			report.requeueAfter(wait) // what is known of it stays
+		if report.paced > 0 {
+			report.requeueAfter(report.paced) // what is known of it stays
 			return
 		}
 		r.pace.updated(pod.Key())

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -31,6 +32,7 @@ const eventAction = "SyncConfigMap"
 type report struct {
 	*Reconciler
 	pod      *observed.Pod
+	paced    time.Duration // how long all of the pod's updates have to wait
 	waitFor  []string
 	failures []failedStep
 	again    time.Duration // 0: not before something changes
@@ -41,7 +43,9 @@ type failedStep struct {
 	err error
 }
 
-func newReport(r *Reconciler, pod *observed.Pod) *report { return &report{Reconciler: r, pod: pod} }
+func newReport(r *Reconciler, pod *observed.Pod) *report {
+	return &report{Reconciler: r, pod: pod, paced: r.pace.wait(pod.Key())}
+}
 
 // wait notes that the pod waits for a ConfigMap's name.
 func (r *report) wait(name string) {
@@ -158,20 +162,23 @@ func (r *report) finish(ctx context.Context) ctrl.Result {
 }
 
 func (r *report) recordFailure(f failedStep, exhausted bool, wait time.Duration) {
-	if f.config == nil {
-		return
-	}
-	entry := ledger.Entry{Present: f.present(r.pod.UID)}
+	var failure *ledger.Failure
 	if exhausted {
-		entry.Generation = f.config.Generation
-		entry.Failure = &ledger.Failure{
+		failure = &ledger.Failure{
 			Reason: v1alpha1.ReasonRetriesExhausted,
 			Message: fmt.Sprintf("%v; gave up after %d tries in a row, next try within %s",
 				f.err, r.retries.max, wait),
 		}
-		if !r.known(f.step, entry.Failure) {
-			r.warn(f.config, entry.Failure)
+		if f.config == nil || !r.known(f.step, failure) {
+			r.warn(f.config, failure)
 		}
+	}
+	if f.config == nil {
+		return
+	}
+	entry := ledger.Entry{Failure: failure, Present: f.present(r.pod.UID)}
+	if exhausted {
+		entry.Generation = f.config.Generation
 	}
 	r.Ledger.Record(f.config.UID, r.pod.Name, entry)
 }
@@ -192,15 +199,19 @@ func (r *report) logFailures(ctx context.Context, why apifailure.Type, exhausted
 	}
 }
 
-// warn emits an Event on the pod.
+// warn emits an Event on the pod; config is nil where none asks for the
+// ConfigMap any more.
 func (r *report) warn(config *Config, failure *ledger.Failure) {
 	pod := &corev1.Pod{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: r.pod.Namespace.Value(), Name: r.pod.Name, UID: r.pod.UID},
 	}
-	related := &v1alpha1.PodConfigMapConfig{
-		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "PodConfigMapConfig"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: config.Namespace, Name: config.Name, UID: config.UID},
+	var related runtime.Object
+	if config != nil {
+		related = &v1alpha1.PodConfigMapConfig{
+			TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "PodConfigMapConfig"},
+			ObjectMeta: metav1.ObjectMeta{Namespace: config.Namespace, Name: config.Name, UID: config.UID},
+		}
 	}
 	r.Events.Eventf(pod, related, corev1.EventTypeWarning, failure.Reason, eventAction, "%s", eventnote.Shorten(failure.Message, eventnote.MaxBytes))
 }

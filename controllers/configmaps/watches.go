@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/internal/apifailure"
 	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
 	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 )
@@ -48,7 +49,7 @@ type watches struct {
 	*Reconciler
 	cache  ctrlcache.Cache
 	queue  priorityqueue.PriorityQueue[reconcile.Request]
-	synced []cache.InformerSynced
+	synced []cache.DoneChecker
 }
 
 // Start registers the event handlers. It is part of source.Source.
@@ -74,17 +75,18 @@ func (w *watches) Start(ctx context.Context, queue workqueue.TypedRateLimitingIn
 	if err != nil {
 		return err
 	}
-	w.synced = append(w.synced, configHandler.HasSynced)
+	w.synced = append(w.synced, configHandler.HasSyncedChecker())
 	for _, h := range append(podHandlers, configMapHandlers...) {
-		w.synced = append(w.synced, h.HasSynced)
+		w.synced = append(w.synced, h.HasSyncedChecker())
 	}
 	return nil
 }
 
 // WaitForSync returns when every first list has been handled: only then does a
-// config that is not there mean that it was deleted.
+// config that is not there mean that it was deleted. It does not poll, which
+// would cost a standby that takes over 100 ms.
 func (w *watches) WaitForSync(ctx context.Context) error {
-	if !cache.WaitForCacheSync(ctx.Done(), w.synced...) {
+	if !cache.WaitFor(ctx, "", w.synced...) {
 		return fmt.Errorf("waiting for the first lists of pods, ConfigMaps and configs: %w", context.Cause(ctx))
 	}
 	return nil
@@ -119,6 +121,7 @@ func (w *watches) podEvents() cache.ResourceEventHandler {
 			if pod, ok := untombed(obj).(*observed.Pod); ok {
 				w.forget(pod.Key())
 				w.enqueue(crowd, w.departed.graceLeft(pod.Key()), pod.Key())
+				w.endNamespace(pod.Namespace.Value())
 			}
 		},
 	}
@@ -140,14 +143,19 @@ func (w *watches) configMapEvents() cache.ResourceEventHandler {
 			}
 			if isInInitialList {
 				// Its pod comes with the list of pods; this is for one without a pod.
-				w.enqueue(crowd, orphanGrace, cm.Owner())
+				w.enqueue(crowd, w.departed.graceLeft(cm.Owner()), cm.Owner())
 				return
 			}
 			w.configMapChanged(cm, false)
 		},
-		UpdateFunc: func(_, obj any) {
-			if cm, ok := obj.(*observed.ConfigMap); ok {
-				w.configMapChanged(cm, false)
+		UpdateFunc: func(before, after any) {
+			cm, ok := after.(*observed.ConfigMap)
+			if !ok {
+				return
+			}
+			w.configMapChanged(cm, false)
+			if old, ok := before.(*observed.ConfigMap); ok && old.OwnerName != "" && old.Owner() != cm.Owner() {
+				w.enqueue(0, 0, old.Owner()) // somebody took it from its pod
 			}
 		},
 		DeleteFunc: func(obj any) {
@@ -205,6 +213,9 @@ func (w *watches) configChanged(pcmc *v1alpha1.PodConfigMapConfig) {
 		w.Ledger.Close(old.UID)
 	}
 	config := Compile(pcmc)
+	if config.Problem != nil {
+		w.Metrics.Failed(telemetry.PCMC, key.Namespace, string(apifailure.Template))
+	}
 	w.registry.put(config)
 	w.Ledger.Open(config.UID, key, config.Problem)
 	w.fanOut(key.Namespace)

@@ -26,7 +26,7 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 )
 
-// +kubebuilder:rbac:groups=podconfig.example.com,resources=podconfigmapconfigs,verbs=get;list;watch
+// +kubebuilder:rbac:groups=podconfig.example.com,resources=podconfigmapconfigs,verbs=list;watch
 // +kubebuilder:rbac:groups=podconfig.example.com,resources=podconfigmapconfigs/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
 
@@ -65,15 +65,14 @@ func NewReconciler(o Options) *Reconciler {
 // Reconcile computes a config's status and writes it where it differs.
 func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	began := time.Now()
-	defer func() { r.Metrics.Took(telemetry.PCMC, req.Namespace, time.Since(began)) }()
 	pcmc := &v1alpha1.PodConfigMapConfig{}
 	if err := r.Client.Get(ctx, req.NamespacedName, pcmc); err != nil {
 		if apierrors.IsNotFound(err) {
-			r.forget(req.NamespacedName)
-			return ctrl.Result{}, nil
+			return ctrl.Result{}, r.forget(ctx, req.NamespacedName)
 		}
 		return ctrl.Result{}, fmt.Errorf("reading PodConfigMapConfig %q: %w", req.Name, err)
 	}
+	defer func() { r.Metrics.Took(telemetry.PCMC, req.Namespace, time.Since(began)) }()
 	pods, err := r.matching(pcmc)
 	if err != nil {
 		return ctrl.Result{}, err
@@ -145,9 +144,17 @@ func (r *Reconciler) announce(pcmc *v1alpha1.PodConfigMapConfig, before []metav1
 }
 
 // forget ends what is kept of a config that is gone.
-func (r *Reconciler) forget(config types.NamespacedName) {
+func (r *Reconciler) forget(ctx context.Context, config types.NamespacedName) error {
 	r.memory.forget(config)
 	r.Metrics.forget(config)
+	left := &v1alpha1.PodConfigMapConfigList{}
+	if err := r.Client.List(ctx, left, client.InNamespace(config.Namespace), client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("listing PodConfigMapConfigs of namespace %q: %w", config.Namespace, err)
+	}
+	if len(left.Items) == 0 {
+		r.Metrics.ForgetNamespace(telemetry.PCMC, config.Namespace)
+	}
+	return nil
 }
 
 // memory holds times of each config that the status itself does not.

@@ -14,21 +14,39 @@ import (
 // Type is what went wrong: fit for a metric's label. docs/metrics.md lists them.
 type Type string
 
-// What can go wrong. The last three are found before any call is made.
+// What can go wrong; Meaning says what each is. The last three are found before
+// any call is made.
 const (
-	Conflict    Type = "conflict"    // the object changed meanwhile; a fresh look helps
-	Unreachable Type = "unreachable" // no answer from the API server
-	Timeout     Type = "timeout"     // no answer in time
-	Throttled   Type = "throttled"   // the API server asked for patience
-	Forbidden   Type = "forbidden"   // rights or a quota lack
-	Invalid     Type = "invalid"     // the API server refuses the object
-	Server      Type = "server"      // the API server's own error
+	Conflict    Type = "conflict"
+	Unreachable Type = "unreachable"
+	Timeout     Type = "timeout"
+	Throttled   Type = "throttled"
+	Forbidden   Type = "forbidden"
+	Invalid     Type = "invalid"
+	Server      Type = "server"
 	Other       Type = "other"
 
-	Template     Type = "template"      // a template does not parse or fails for the pod
-	TooLarge     Type = "too_large"     // the data exceed what a ConfigMap may hold
-	NameConflict Type = "name_conflict" // the name is taken
+	Template     Type = "template"
+	TooLarge     Type = "too_large"
+	NameConflict Type = "name_conflict"
 )
+
+var meanings = map[Type]string{
+	Conflict:     "the object changed meanwhile; a fresh look helps",
+	Unreachable:  "no answer from the API server",
+	Timeout:      "no answer in time",
+	Throttled:    "the API server asked for patience",
+	Forbidden:    "a right is missing, or a quota is used up",
+	Invalid:      "the API server refuses the object",
+	Server:       "the API server's own error",
+	Other:        "none of these",
+	Template:     "a template does not parse or fails for the pod",
+	TooLarge:     "the data exceed what a ConfigMap may hold",
+	NameConflict: "the ConfigMap's name is taken",
+}
+
+// Meaning says in a few words what the type is.
+func (t Type) Meaning() string { return meanings[t] }
 
 // Types lists every Type.
 func Types() []Type {

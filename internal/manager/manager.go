@@ -49,7 +49,7 @@ const (
 // Run runs the manager until the context ends, which is a clean stop and no
 // error.
 func Run(ctx context.Context, config *rest.Config, s *settings.Settings) error {
-	mgr, err := newManager(config, s)
+	mgr, err := newManager(ctx, config, s)
 	if err != nil {
 		return err
 	}
@@ -71,11 +71,12 @@ func Run(ctx context.Context, config *rest.Config, s *settings.Settings) error {
 	return mgr.Start(ctx)
 }
 
-func newManager(config *rest.Config, s *settings.Settings) (ctrl.Manager, error) {
+func newManager(ctx context.Context, config *rest.Config, s *settings.Settings) (ctrl.Manager, error) {
 	config = rest.CopyConfig(config)
 	config.UserAgent = "podconfigmap-controller/" + version.Version
 	// API Priority and Fairness is the limit; a client's own would only add to it.
 	config.QPS = -1
+	config.Wrap(newPatientWatches)
 	scheme := runtime.NewScheme()
 	if err := errors.Join(corev1.AddToScheme(scheme), operatorsv2.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("building the scheme: %w", err)
@@ -83,6 +84,7 @@ func newManager(config *rest.Config, s *settings.Settings) (ctrl.Manager, error)
 	shutdown := shutdownTimeout
 	options := ctrl.Options{
 		Scheme:                  scheme,
+		Logger:                  withQuietStop(ctx),
 		Metrics:                 metricsserver.Options{BindAddress: s.MetricsAddr},
 		HealthProbeBindAddress:  s.HealthProbeAddr,
 		GracefulShutdownTimeout: &shutdown,
@@ -182,9 +184,4 @@ func addOperatorCondition(mgr ctrl.Manager, s *settings.Settings) error {
 	return mgr.Add(&subsystem.OperatorCondition{
 		Client: uncached, Key: types.NamespacedName{Namespace: s.PodNamespace, Name: s.OperatorConditionName},
 	})
-}
-
-func newMetrics(f *telemetry.Factory) (*configmaps.Metrics, *status.Metrics) {
-	shared := telemetry.NewReconciliation(f)
-	return configmaps.NewMetrics(f, shared), status.NewMetrics(f, shared)
 }

@@ -88,7 +88,7 @@ func (w ownWrite) overlay(all []*ConfigMap) []*ConfigMap {
 		switch {
 		case w.deleted && seen.UID == w.configMap.UID:
 			return append(all[:i:i], all[i+1:]...)
-		case !w.deleted && newer(w.configMap, seen):
+		case !w.deleted && newer(w.configMap.ResourceVersion, seen.ResourceVersion):
 			all[i] = w.configMap
 		}
 		return all
@@ -111,6 +111,9 @@ func (c *ConfigMaps) remember(w ownWrite) {
 	w.at = c.now()
 	pod := w.configMap.Owner()
 	c.forget(pod, func(other ownWrite) bool { return other.configMap.Name == w.configMap.Name })
+	if !w.deleted && !newer(w.configMap.ResourceVersion, c.version(pod.Namespace)) {
+		return // the watch was faster than the answer
+	}
 	c.writes[pod] = append(c.writes[pod], w)
 }
 
@@ -128,7 +131,7 @@ func (c *ConfigMaps) Confirm(cm *ConfigMap, deleted bool) (echo bool) {
 			return deleted && (w.configMap.UID == cm.UID)
 		default:
 			echo = w.configMap.ResourceVersion == cm.ResourceVersion
-			return !newer(w.configMap, cm)
+			return !newer(w.configMap.ResourceVersion, cm.ResourceVersion)
 		}
 	})
 	return echo
@@ -149,9 +152,9 @@ func (c *ConfigMaps) forget(pod types.NamespacedName, drop func(ownWrite) bool) 
 	c.writes[pod] = kept
 }
 
-// newer tells whether a was written after b. What cannot be compared counts as
-// newer, so that our own write is kept.
-func newer(a, b *ConfigMap) bool {
-	order, err := resourceversion.CompareResourceVersion(a.ResourceVersion, b.ResourceVersion)
+// newer tells whether resource version a is later than b. What cannot be
+// compared counts as newer, so that our own write is kept.
+func newer(a, b string) bool {
+	order, err := resourceversion.CompareResourceVersion(a, b)
 	return err != nil || order > 0
 }

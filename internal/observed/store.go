@@ -125,6 +125,14 @@ func (s *store[T]) indexer(namespace string) cache.Indexer {
 	return nil
 }
 
+// version is the resource version up to which the store has seen everything.
+func (s *store[T]) version(namespace string) string {
+	if indexer := s.indexer(namespace); indexer != nil {
+		return indexer.LastStoreSyncResourceVersion()
+	}
+	return ""
+}
+
 // Get returns the object, or nil.
 func (s *store[T]) Get(key types.NamespacedName) *T {
 	indexer := s.indexer(key.Namespace)

@@ -96,19 +96,12 @@ func (r *Reconciliation) Failed(resourceType, namespace, errorType string) {
 // Queue exposes a work queue's length from now on.
 func (r *Reconciliation) Queue(name string, length func() int) { r.queues.set(name, length) }
 
-// ForgetNamespace ends the series of a namespace that has neither pods nor
-// configs any more.
-func (r *Reconciliation) ForgetNamespace(namespace string) {
-	ForgetNamespace(namespace, r.durations, r.errors)
-}
-
-// ForgetNamespace ends a namespace's series.
-func ForgetNamespace(namespace string, vectors ...interface {
-	DeletePartialMatch(prometheus.Labels) int
-}) {
-	for _, v := range vectors {
-		v.DeletePartialMatch(prometheus.Labels{"namespace": namespace})
-	}
+// ForgetNamespace ends the series of a namespace in which nothing of the
+// resource type is left to reconcile.
+func (r *Reconciliation) ForgetNamespace(resourceType, namespace string) {
+	ended := prometheus.Labels{"resource_type": resourceType, "namespace": namespace}
+	r.durations.DeletePartialMatch(ended)
+	r.errors.DeletePartialMatch(ended)
 }
 
 const (

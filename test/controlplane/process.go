@@ -39,14 +39,7 @@ func startProcess(name, log, path string, args ...string) (*process, error) {
 	defer out.Close() // the child has its own copy
 	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		// A Ctrl-C at the terminal reaches every process of its group at once,
-		// but these must be stopped in order.
-		Setpgid: true,
-		// Nothing may outlive a killed test.
-		Pdeathsig: syscall.SIGKILL,
-	}
-	if err := onLastingThread(cmd.Start); err != nil {
+	if err := StartChild(cmd); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
 	p := &process{name: name, log: log, cmd: cmd, done: make(chan struct{})}
@@ -55,6 +48,18 @@ func startProcess(name, log, path string, args ...string) (*process, error) {
 		close(p.done)
 	}()
 	return p, nil
+}
+
+// StartChild starts a command that ends when this process does, however it ends.
+func StartChild(cmd *exec.Cmd) error {
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		// A Ctrl-C at the terminal reaches every process of its group at once,
+		// but these must be stopped in order.
+		Setpgid: true,
+		// Nothing may outlive a killed test.
+		Pdeathsig: syscall.SIGKILL,
+	}
+	return onLastingThread(cmd.Start)
 }
 
 // lastingThread serves functions on one thread that never ends.

@@ -52,15 +52,24 @@ type Cluster struct {
 
 // StartCluster starts a control plane and installs the CRD.
 func StartCluster(ctx context.Context, o controlplane.Options) (*Cluster, error) {
+	c, err := StartBareCluster(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := InstallCRD(ctx, c.Client); err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	return c, nil
+}
+
+// StartBareCluster starts a control plane that does not know our kind.
+func StartBareCluster(ctx context.Context, o controlplane.Options) (*Cluster, error) {
 	plane, err := controlplane.Start(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	c := &Cluster{ControlPlane: plane}
-	if c.Client, err = NewClient(plane.Config()); err == nil {
-		err = InstallCRD(ctx, c.Client)
-	}
-	if err != nil {
+	if c.Client, err = NewClient(plane.Config()); err != nil {
 		return nil, errors.Join(err, plane.Stop())
 	}
 	return c, nil
@@ -142,7 +151,8 @@ func Root() (string, error) {
 }
 
 // build makes the binary once a process. It follows RACE=true of the
-// environment, so that the race detector can watch the operator, too.
+// environment, so that the race detector can watch the operator, too, and
+// COVER_PACKAGES, so that what it runs counts as covered.
 var build = sync.OnceValues(func() (string, error) {
 	root, err := Root()
 	if err != nil {
@@ -152,6 +162,9 @@ var build = sync.OnceValues(func() (string, error) {
 	args := []string{"build", "-o", binary, "."}
 	if os.Getenv("RACE") == "true" {
 		args = slices.Insert(args, 1, "-race")
+	}
+	if covered := os.Getenv("COVER_PACKAGES"); covered != "" {
+		args = slices.Insert(args, 1, "-cover", "-coverpkg="+covered)
 	}
 	command := exec.Command("go", args...)
 	command.Dir = root
@@ -202,11 +215,11 @@ func (c *Cluster) StartManager(extra map[string]string) (*Manager, error) {
 	maps.Copy(environ, extra)
 	m.command = exec.Command(binary, "manager")
 	m.command.Stdout, m.command.Stderr = m.log, m.log
-	m.command.Env = []string{"HOME=" + os.Getenv("HOME"), "PATH=" + os.Getenv("PATH")}
+	m.command.Env = []string{"HOME=" + os.Getenv("HOME"), "PATH=" + os.Getenv("PATH"), "GOCOVERDIR=" + os.Getenv("GOCOVERDIR")}
 	for name, value := range environ {
 		m.command.Env = append(m.command.Env, name+"="+value)
 	}
-	if err := m.command.Start(); err != nil {
+	if err := controlplane.StartChild(m.command); err != nil {
 		return nil, fmt.Errorf("starting a manager: %w", err)
 	}
 	go func() {

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package configmaps
+
+import (
+	"encoding/json"
+	"maps"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
+)
+
+func TestNew(t *testing.T) {
+	cm, failure := New(observed.NewPod(examplePod()), compiled(v1alpha1.PodConfigMapConfigSpec{LabelsToInclude: []v1alpha1.MetadataKey{"app"}}))
+	if failure != nil {
+		t.Fatal(failure)
+	}
+	got, err := json.Marshal(cm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"pod-web-0-from-meta-cfg","namespace":"shop",` +
+		`"labels":{"podconfig.example.com/generated-by-pcmc":"meta","podconfig.example.com/pod-uid":"pod-uid"},` +
+		`"ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"web-0","uid":"pod-uid","controller":true}]},` +
+		`"data":{"ebpf_enabled":"false","label_app":"web","namespace":"shop","nodeName":"node-1","pcmcName":"meta","phase":"Running","podName":"web-0"}}`
+	if string(got) != want {
+		t.Errorf("made\n%s, want\n%s", got, want)
+	}
+}
+
+func TestPatch(t *testing.T) {
+	const (
+		holds     = `[{"op":"replace","path":"/metadata/uid","value":"cm-uid"},{"op":"replace","path":"/metadata/resourceVersion","value":"7"},{"op":"add","path":"/data","value":{"k":"v"}}`
+		generated = `,{"op":"add","path":"/metadata/labels/podconfig.example.com~1generated-by-pcmc","value":"meta"}`
+		podUID    = `,{"op":"add","path":"/metadata/labels/podconfig.example.com~1pod-uid","value":"pod-uid"}`
+	)
+	for name, tc := range map[string]struct {
+		change func(*corev1.ConfigMap)
+		want   string
+	}{
+		"data alone":        {nil, holds + `]`},
+		"a foreign label":   {func(cm *corev1.ConfigMap) { maps.Copy(cm.Labels, map[string]string{"theirs": "x"}) }, holds + `]`},
+		"config's label":    {func(cm *corev1.ConfigMap) { cm.Labels[v1alpha1.LabelGeneratedBy] = "other" }, holds + generated + `]`},
+		"pod's label":       {func(cm *corev1.ConfigMap) { delete(cm.Labels, v1alpha1.LabelPodUID) }, holds + podUID + `]`},
+		"no labels at all":  {func(cm *corev1.ConfigMap) { cm.Labels = nil }, holds + `,{"op":"add","path":"/metadata/labels","value":{}}` + generated + podUID + `]`},
+		"others' only":      {func(cm *corev1.ConfigMap) { cm.Labels = map[string]string{"theirs": "x"} }, holds + generated + podUID + `]`},
+		"binary data":       {func(cm *corev1.ConfigMap) { cm.BinaryData = map[string][]byte{"b": {1}} }, holds + `,{"op":"remove","path":"/binaryData"}]`},
+		"an annotation":     {func(cm *corev1.ConfigMap) { cm.Annotations = map[string]string{"theirs": "x"} }, holds + `]`},
+		"a second owner":    {func(cm *corev1.ConfigMap) { cm.OwnerReferences = append(cm.OwnerReferences, metav1.OwnerReference{}) }, holds + `]`},
+		"a finalizer stays": {func(cm *corev1.ConfigMap) { cm.Finalizers = []string{"theirs"} }, holds + `]`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := compiled(v1alpha1.PodConfigMapConfigSpec{})
+			got, err := patch(observed.NewPod(examplePod()), &step{
+				config: config, current: existing(t, config, tc.change), data: map[string]string{"k": "v"},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(got) != tc.want {
+				t.Errorf("patch\n%s, want\n%s", got, tc.want)
+			}
+		})
+	}
+}

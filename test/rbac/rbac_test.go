@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package rbac tests config/default on a real API server: that it takes the
+// manifests, and that the manager can do its work with just the rights that they
+// give it, and uses all of them.
+package rbac
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
+	"github.com/podconfigmap/podconfigmap-controller/test/harness"
+)
+
+const (
+	system    = "podconfigmap-controller-system"
+	account   = "podconfigmap-controller-controller-manager"
+	condition = "podconfigmap-controller.v0.0.0"
+	watched   = "garden"
+
+	// patience is more than the 30 s for which the manager leaves to the garbage
+	// collector, which does not run here, what pods leave behind.
+	patience = 3 * time.Minute
+)
+
+func TestShippedRights(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: this needs a control plane")
+	}
+	audit := newAudit(t)
+	plane, err := controlplane.Start(t.Context(), controlplane.Options{APIServerFlags: audit.flags()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &harness.Cluster{ControlPlane: plane}
+	t.Cleanup(func() {
+		if err := errors.Join(plane.Stop(), harness.RemoveBinary()); err != nil {
+			t.Error(err)
+		}
+	})
+	if c.Client, err = harness.NewClient(plane.Config()); err != nil {
+		t.Fatal(err)
+	}
+	objects := build(t, "config/default")
+	apply(t, c.Client, objects)
+	t.Run("the Deployment's pods are admitted", func(t *testing.T) { checkPods(t, c.Client) })
+	t.Run("the metrics Service selects them", func(t *testing.T) { checkService(t, c.Client) })
+
+	apply(t, c.Client, olm())
+	m := startManager(t, c)
+	exercise(t, c.Client)
+	granted := grantedTo(t, objects)
+	_ = wait.PollUntilContextTimeout(t.Context(), time.Second, 30*time.Second, true, func(context.Context) (bool, error) {
+		return len(without(granted, audit.used(t))) == 0, nil
+	})
+	if unused := without(granted, audit.used(t)); len(unused) > 0 {
+		t.Errorf("granted, but never used: %v", unused)
+	}
+	if denied := audit.denied(t); len(denied) > 0 {
+		t.Errorf("used, but not granted: %v", denied)
+	}
+	if err := m.Stop(); err != nil {
+		t.Error(err)
+	}
+	if strings.Contains(m.Log(), "forbidden") {
+		t.Errorf("the manager complains:\n%s", m.Log())
+	}
+}
+
+// build runs kustomize.
+func build(t *testing.T, folder string) []*unstructured.Unstructured {
+	t.Helper()
+	root, err := harness.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kustomize := exec.Command("go", "tool", "-modfile=hack/tools/go.mod", "kustomize", "build", folder)
+	kustomize.Dir = root
+	var stderr bytes.Buffer
+	kustomize.Stderr = &stderr
+	text, err := kustomize.Output()
+	if err != nil {
+		t.Fatalf("kustomize build %s: %v\n%s", folder, err, stderr.String())
+	}
+	return decode(t, text)
+}
+
+func decode(t *testing.T, text []byte) []*unstructured.Unstructured {
+	t.Helper()
+	var objects []*unstructured.Unstructured
+	documents := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
+	for {
+		object := &unstructured.Unstructured{}
+		if err := documents.Decode(object); err != nil {
+			return objects
+		}
+		objects = append(objects, object)
+	}
+}
+
+// apply applies objects as kubectl apply --server-side does, with strict
+// validation; kinds that are new may take a moment.
+func apply(t *testing.T, c client.Client, objects []*unstructured.Unstructured) {
+	t.Helper()
+	for _, object := range objects {
+		var last error
+		err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
+			last = client.WithFieldValidation(c, metav1.FieldValidationStrict).
+				Apply(ctx, client.ApplyConfigurationFromUnstructured(object.DeepCopy()), client.FieldOwner("kubectl"))
+			return last == nil, nil
+		})
+		if err != nil {
+			t.Fatalf("applying %s %s: %v (%v)", object.GetKind(), object.GetName(), err, last)
+		}
+	}
+}
+
+// checkPods creates a pod from the template, as kube-controller-manager would:
+// the namespace's Pod Security level must let it in.
+func checkPods(t *testing.T, c client.Client) {
+	deployment := &appsv1.Deployment{}
+	key := client.ObjectKey{Namespace: system, Name: account}
+	if err := c.Get(t.Context(), key, deployment); err != nil {
+		t.Fatal(err)
+	}
+	pod := &corev1.Pod{ObjectMeta: deployment.Spec.Template.ObjectMeta, Spec: deployment.Spec.Template.Spec}
+	pod.Namespace, pod.Name = system, "replica"
+	if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
+		t.Error(err)
+	}
+	privileged, yes := pod.DeepCopy(), true
+	privileged.ResourceVersion = ""
+	privileged.Spec.Containers[0].SecurityContext.Privileged = &yes
+	privileged.Spec.Containers[0].SecurityContext.AllowPrivilegeEscalation = &yes
+	if err := c.Create(t.Context(), privileged, client.DryRunAll); err == nil {
+		t.Error("a privileged pod is admitted, too")
+	}
+	if pod.Spec.ServiceAccountName != account {
+		t.Errorf("pods run as %q, not %q", pod.Spec.ServiceAccountName, account)
+	}
+	if err := c.Get(t.Context(), key, &corev1.ServiceAccount{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func checkService(t *testing.T, c client.Client) {
+	service, deployment := &corev1.Service{}, &appsv1.Deployment{}
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: "podconfigmap-controller-metrics"}, service); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: account}, deployment); err != nil {
+		t.Fatal(err)
+	}
+	if port := service.Spec.Ports[0]; port.Port != 8080 || port.TargetPort.StrVal != deployment.Spec.Template.Spec.Containers[0].Ports[0].Name {
+		t.Errorf("its port is %+v", port)
+	}
+	for key, value := range service.Spec.Selector {
+		if deployment.Spec.Template.Labels[key] != value {
+			t.Errorf("it selects %s=%s, which pods do not have", key, value)
+		}
+	}
+}
+
+// olm is what the Operator Lifecycle Manager would have made.
+func olm() []*unstructured.Unstructured {
+	anything := map[string]any{"type": "object", "x-kubernetes-preserve-unknown-fields": true}
+	crd := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+		"metadata": map[string]any{"name": "operatorconditions.operators.coreos.com"},
+		"spec": map[string]any{
+			"group": "operators.coreos.com", "scope": "Namespaced",
+			"names": map[string]any{"plural": "operatorconditions", "singular": "operatorcondition", "kind": "OperatorCondition", "listKind": "OperatorConditionList"},
+			"versions": []any{map[string]any{
+				"name": "v2", "served": true, "storage": true,
+				"schema": map[string]any{"openAPIV3Schema": anything},
+			}},
+		},
+	}}
+	operator := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "operators.coreos.com/v2", "kind": "OperatorCondition",
+		"metadata": map[string]any{"name": condition, "namespace": system},
+	}}
+	return []*unstructured.Unstructured{crd, operator}
+}
+
+// startManager starts a manager as the Deployment's ServiceAccount.
+func startManager(t *testing.T, c *harness.Cluster) *harness.Manager {
+	t.Helper()
+	config, err := c.ServiceAccountConfig(t.Context(), system, account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := c.StartManager(map[string]string{
+		"KUBECONFIG": writeKubeconfig(t, config), "POD_NAMESPACE": system, "POD_NAME": "replica-1",
+		"OPERATOR_CONDITION_NAME": condition, "LOG_LEVEL": "debug",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Kill() })
+	if err := m.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func writeKubeconfig(t *testing.T, config *rest.Config) string {
+	t.Helper()
+	const name = "operator"
+	file := clientcmdapi.NewConfig()
+	file.Clusters[name] = &clientcmdapi.Cluster{Server: config.Host, CertificateAuthorityData: config.CAData}
+	file.AuthInfos[name] = &clientcmdapi.AuthInfo{Token: config.BearerToken}
+	file.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
+	file.CurrentContext = name
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*file, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// exercise has the manager do all that it does: create, change and delete
+// ConfigMaps, meet a foreign one, announce the same thing twice, and sweep what
+// a pod left behind.
+func exercise(t *testing.T, c client.Client) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name, Namespace: watched} }
+	pod := func(name string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: meta(name), Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
+	}
+	configMap := func(pod string) *corev1.ConfigMap {
+		return &corev1.ConfigMap{ObjectMeta: meta("pod-" + pod + "-from-plants-cfg")}
+	}
+	config := &v1alpha1.PodConfigMapConfig{ObjectMeta: meta("plants")}
+	config.Spec.LabelsToInclude = []v1alpha1.MetadataKey{"colour"}
+	synced := func(status metav1.ConditionStatus) {
+		t.Helper()
+		await(t, fmt.Sprintf("ConfigMapsSynced is %s", status), func() bool {
+			err := c.Get(t.Context(), client.ObjectKeyFromObject(config), config)
+			return err == nil && slices.ContainsFunc(config.Status.Conditions, func(c metav1.Condition) bool {
+				return c.Type == v1alpha1.ConditionConfigMapsSynced && c.Status == status
+			})
+		})
+	}
+
+	must(c.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: watched}}))
+	rose, leaver := pod("rose"), pod("leaver")
+	for _, object := range []client.Object{config, rose, leaver} {
+		must(c.Create(t.Context(), object))
+	}
+	synced(metav1.ConditionTrue)
+	foreign := configMap("tulip")
+	must(c.Create(t.Context(), foreign))
+	tulip := pod("tulip")
+	must(c.Create(t.Context(), tulip))
+	synced(metav1.ConditionFalse)
+	must(c.Delete(t.Context(), tulip))
+	synced(metav1.ConditionTrue)
+
+	// The second Event of the same failure is a patch of the first.
+	for range 2 {
+		must(c.Patch(t.Context(), config, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"configMapDataTemplate":{"bad":"{{ .labels.none }}"}}}`))))
+		synced(metav1.ConditionFalse)
+		must(c.Patch(t.Context(), config, client.RawPatch("application/merge-patch+json", []byte(`{"spec":{"configMapDataTemplate":null}}`))))
+		synced(metav1.ConditionTrue)
+	}
+
+	must(c.Patch(t.Context(), rose, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"labels":{"colour":"red"}}}`))))
+	got := configMap("rose")
+	await(t, "the label's value is there", func() bool {
+		return c.Get(t.Context(), client.ObjectKeyFromObject(got), got) == nil && got.Data["label_colour"] == "red"
+	})
+	must(c.Delete(t.Context(), leaver))
+	await(t, "what a pod left is swept", func() bool {
+		got := configMap("leaver")
+		return c.Get(t.Context(), client.ObjectKeyFromObject(got), got) != nil
+	})
+}
+
+func await(t *testing.T, what string, yes func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !yes(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waiting until %s: not within %s", what, patience)
+		}
+	}
+}
+
+// grantedTo lists the rights that the manifests bind to the ServiceAccount.
+func grantedTo(t *testing.T, objects []*unstructured.Unstructured) map[right]bool {
+	t.Helper()
+	granted := map[right]bool{}
+	for _, binding := range objects {
+		subjects, _, err := unstructured.NestedSlice(binding.Object, "subjects")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, subject := range subjects {
+			if s := subject.(map[string]any); s["name"] != account || s["namespace"] != system {
+				t.Errorf("%s %s is for %v", binding.GetKind(), binding.GetName(), s)
+			}
+			kind, _, _ := unstructured.NestedString(binding.Object, "roleRef", "kind")
+			name, _, _ := unstructured.NestedString(binding.Object, "roleRef", "name")
+			at := slices.IndexFunc(objects, func(o *unstructured.Unstructured) bool { return o.GetKind() == kind && o.GetName() == name })
+			if at < 0 {
+				t.Fatalf("%s %s is of the %s %s, which there is not", binding.GetKind(), binding.GetName(), kind, name)
+			}
+			maps.Copy(granted, rightsOf(t, objects[at]))
+		}
+	}
+	if len(granted) == 0 {
+		t.Fatal("no rights are granted")
+	}
+	return granted
+}
+
+func rightsOf(t *testing.T, role *unstructured.Unstructured) map[right]bool {
+	t.Helper()
+	text, err := role.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var typed rbacv1.ClusterRole // a Role has the same fields
+	if err := yaml.Unmarshal(text, &typed); err != nil {
+		t.Fatal(err)
+	}
+	rights := map[right]bool{}
+	for _, rule := range typed.Rules {
+		for _, group := range rule.APIGroups {
+			for _, resource := range rule.Resources {
+				for _, verb := range rule.Verbs {
+					rights[right{group, resource, verb}] = true
+				}
+			}
+		}
+	}
+	return rights
+}
+
+// without lists the rights that were not used. A list is used by a client that
+// lists and watches, where its server cannot stream the list as a watch.
+func without(granted, used map[right]bool) []string {
+	var unused []string
+	for r := range granted {
+		watch := r
+		watch.verb = "watch"
+		if !used[r] && (r.verb != "list" || !used[watch]) {
+			unused = append(unused, r.String())
+		}
+	}
+	slices.Sort(unused)
+	return unused
+}
+
+// Everything in config builds, not only what is installed.
+func TestOtherManifests(t *testing.T) {
+	for folder, kinds := range map[string][]string{
+		"config/prometheus": {"ServiceMonitor"},
+		"config/samples":    {"Namespace", "Pod", "Pod", "Pod", "PodConfigMapConfig"},
+		"config/crd":        {"CustomResourceDefinition"},
+	} {
+		t.Run(folder, func(t *testing.T) {
+			var got []string
+			for _, object := range build(t, folder) {
+				got = append(got, object.GetKind())
+			}
+			if slices.Sort(got); !slices.Equal(got, sorted(kinds)) {
+				t.Errorf("has %v, want %v", got, kinds)
+			}
+		})
+	}
+}
+
+func sorted(list []string) []string {
+	slices.Sort(list)
+	return list
+}
