@@ -47,7 +47,11 @@ run: build ## Run the operator: on a control plane of its own, or with KUBECONFI
 
 .PHONY: kubectl
 kubectl: ## Build bin/kubectl, for machines without one.
-	CGO_ENABLED=0 go -C hack/controlplane build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/kubectl k8s.io/kubernetes/cmd/kubectl
+	CGO_ENABLED=0 go -C hack/tools/kubectl build -trimpath -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2' -o $(CURDIR)/bin/kubectl .
+
+.PHONY: operator-sdk
+operator-sdk: ## Build bin/operator-sdk (about 10 minutes on two cores).
+	go -C hack/tools/operator-sdk build -trimpath -tags containers_image_openpgp -o $(CURDIR)/bin/operator-sdk github.com/operator-framework/operator-sdk/cmd/operator-sdk
 
 .PHONY: controlplane
 controlplane: ## Build etcd, kube-apiserver and kube-controller-manager (once; 6 to 12 minutes on two cores).
@@ -91,7 +95,7 @@ fuzz: ## Run each fuzz test for FUZZTIME=.
 	hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: build controlplane ## Measure speed and memory (build/bench/configmaps.json).
+bench: controlplane ## Measure speed and memory (build/bench/configmaps.json).
 	go run ./test/bench $(BENCH_FLAGS)
 
 ## Install in the cluster of the current kubeconfig

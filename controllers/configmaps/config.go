@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -27,6 +28,10 @@ type Config struct {
 	// Problem is set where the config itself is at fault. Its pods keep the
 	// ConfigMaps they have.
 	Problem *ledger.Failure
+
+	// told is the reason of the condition ConfigMapsSynced for this generation,
+	// where one stood there already.
+	told string
 
 	selector            labels.Selector
 	labels, annotations []included
@@ -51,6 +56,9 @@ func Compile(pcmc *v1alpha1.PodConfigMapConfig) *Config {
 		// make its ConfigMaps go.
 		c.selector = labels.Everything()
 		c.Problem = &ledger.Failure{Reason: v1alpha1.ReasonRetriesExhausted, Message: fmt.Sprintf("spec.podSelector: %v", err)}
+	}
+	if synced := meta.FindStatusCondition(pcmc.Status.Conditions, v1alpha1.ConditionConfigMapsSynced); synced != nil && synced.ObservedGeneration == pcmc.Generation {
+		c.told = synced.Reason
 	}
 	for _, key := range slices.Sorted(maps.Keys(pcmc.Spec.ConfigMapDataTemplate)) {
 		template, err := podtemplate.Compile(key, pcmc.Spec.ConfigMapDataTemplate[key])

@@ -185,6 +185,22 @@ func TestDeparted(t *testing.T) {
 	expect("gone again", orphanGrace)
 }
 
+func TestInherited(t *testing.T) {
+	i := newInherited()
+	i.add(key("a"))
+	for n, want := range []bool{true, false, false} {
+		if got := i.take(key("a")); got != want {
+			t.Errorf("look %d at a: inherited %t, want %t", n, got, want)
+		}
+	}
+	if i.take(key("b")) {
+		t.Error("b is inherited")
+	}
+	if len(i.pods) > 0 {
+		t.Errorf("it keeps %v", i.pods)
+	}
+}
+
 func TestRegistry(t *testing.T) {
 	r := newRegistry()
 	names := func(namespace string) string {

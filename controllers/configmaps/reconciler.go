@@ -44,26 +44,28 @@ type Options struct {
 // workers may share it.
 type Reconciler struct {
 	Options
-	applier  *applier
-	registry *registry
-	waiting  *waiting
-	holds    *holds
-	pace     *pace
-	retries  *retries
-	departed *departed
+	applier   *applier
+	registry  *registry
+	waiting   *waiting
+	holds     *holds
+	pace      *pace
+	retries   *retries
+	departed  *departed
+	inherited *inherited
 }
 
 // NewReconciler returns a Reconciler.
 func NewReconciler(o Options) *Reconciler {
 	return &Reconciler{
-		Options:  o,
-		applier:  &applier{client: o.Client, configMaps: o.ConfigMaps, metrics: o.Metrics},
-		registry: newRegistry(),
-		waiting:  newWaiting(),
-		holds:    newHolds(o.ResyncPeriod, time.Now),
-		pace:     newPace(minUpdateInterval, time.Now),
-		retries:  newRetries(o.MaxRetries, o.ResyncPeriod),
-		departed: newDeparted(time.Now),
+		Options:   o,
+		applier:   &applier{client: o.Client, configMaps: o.ConfigMaps, metrics: o.Metrics},
+		registry:  newRegistry(),
+		waiting:   newWaiting(),
+		holds:     newHolds(o.ResyncPeriod, time.Now),
+		pace:      newPace(minUpdateInterval, time.Now),
+		retries:   newRetries(o.MaxRetries, o.ResyncPeriod),
+		departed:  newDeparted(time.Now),
+		inherited: newInherited(),
 	}
 }
 
@@ -179,7 +181,7 @@ func (r *Reconciler) sweep(ctx context.Context, pod types.NamespacedName, owned 
 			continue
 		}
 		if err := r.sweepOne(ctx, pod, cm); err != nil && !apifailure.IsTerminating(err) {
-			why := apifailure.Classify(err)
+			why := apifailure.Within(ctx, err)
 			r.Metrics.failed(pod.Namespace, why)
 			wait, _ := r.retries.failed(pod, why)
 			logging.Warning(klog.FromContext(ctx), "Leftover ConfigMap stays for now", "pod", pod, "err", err, "retryIn", wait)
@@ -210,6 +212,7 @@ func (r *Reconciler) forget(pod types.NamespacedName) {
 	for _, name := range r.waiting.set(pod, nil) {
 		r.holds.release(holdKey{pod, name})
 	}
+	r.inherited.take(pod)
 }
 
 // endNamespace ends the metrics of a namespace in which nothing is left.

@@ -263,6 +263,22 @@ func TestCompile(t *testing.T) {
 	}
 }
 
+// TestCompileTold: what the status says of another generation is not told yet.
+func TestCompileTold(t *testing.T) {
+	for observed, want := range map[int64]string{2: "", 3: "TooLarge"} {
+		got := Compile(&v1alpha1.PodConfigMapConfig{
+			ObjectMeta: metav1.ObjectMeta{Generation: 3},
+			Status: v1alpha1.PodConfigMapConfigStatus{Conditions: []metav1.Condition{
+				{Type: v1alpha1.ConditionReady, Reason: "NameConflict", ObservedGeneration: 3},
+				{Type: v1alpha1.ConditionConfigMapsSynced, Reason: "TooLarge", ObservedGeneration: observed},
+			}},
+		}).told
+		if got != want {
+			t.Errorf("for generation %d of 3: told %q, want %q", observed, got, want)
+		}
+	}
+}
+
 // TestCompileSelector has a selector that the API server refuses: were one
 // there, no ConfigMap may go because of it.
 func TestCompileSelector(t *testing.T) {

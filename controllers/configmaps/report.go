@@ -31,11 +31,12 @@ const eventAction = "SyncConfigMap"
 // as Events, to the log, and to the queue.
 type report struct {
 	*Reconciler
-	pod      *observed.Pod
-	paced    time.Duration // how long all of the pod's updates have to wait
-	waitFor  []string
-	failures []failedStep
-	again    time.Duration // 0: not before something changes
+	pod       *observed.Pod
+	paced     time.Duration // how long all of the pod's updates have to wait
+	inherited bool          // from the manager before, and not looked at since
+	waitFor   []string
+	failures  []failedStep
+	again     time.Duration // 0: not before something changes
 }
 
 type failedStep struct {
@@ -44,7 +45,7 @@ type failedStep struct {
 }
 
 func newReport(r *Reconciler, pod *observed.Pod) *report {
-	return &report{Reconciler: r, pod: pod, paced: r.pace.wait(pod.Key())}
+	return &report{Reconciler: r, pod: pod, paced: r.pace.wait(pod.Key()), inherited: r.inherited.take(pod.Key())}
 }
 
 // wait notes that the pod waits for a ConfigMap's name.
@@ -100,7 +101,9 @@ func (r *report) refused(s *step) {
 		return
 	}
 	r.Metrics.failed(r.pod.Namespace.Value(), why)
-	r.warn(s.config, s.failure)
+	if told := r.inherited && s.config.told == s.failure.Reason; !told {
+		r.warn(s.config, s.failure)
+	}
 }
 
 // waitForHolder has the pod looked at again when the name's holder changes.
@@ -144,11 +147,11 @@ func (r *report) finish(ctx context.Context) ctrl.Result {
 		r.retries.succeeded(key)
 		return ctrl.Result{RequeueAfter: r.again}
 	}
-	why := apifailure.Unreachable
+	var why apifailure.Type
 	for _, f := range r.failures {
-		one := apifailure.Classify(f.err)
+		one := apifailure.Within(ctx, f.err)
 		r.Metrics.failed(key.Namespace, one)
-		if one.SaysSomething() {
+		if why == "" || one.SaysSomething() {
 			why = one
 		}
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 	"github.com/podconfigmap/podconfigmap-controller/internal/apifailure"
+	"github.com/podconfigmap/podconfigmap-controller/internal/ledger"
 	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
 	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 )
@@ -103,9 +104,14 @@ func (w *watches) enqueue(priority int, after time.Duration, pods ...types.Names
 func (w *watches) podEvents() cache.ResourceEventHandler {
 	return cache.ResourceEventHandlerDetailedFuncs{
 		AddFunc: func(obj any, isInInitialList bool) {
-			if pod, ok := obj.(*observed.Pod); ok {
-				w.enqueue(priorityOf(isInInitialList), 0, pod.Key())
+			pod, ok := obj.(*observed.Pod)
+			if !ok {
+				return
 			}
+			if isInInitialList {
+				w.inherited.add(pod.Key())
+			}
+			w.enqueue(priorityOf(isInInitialList), 0, pod.Key())
 		},
 		UpdateFunc: func(before, after any) {
 			old, okOld := before.(*observed.Pod)
@@ -217,7 +223,7 @@ func (w *watches) configChanged(pcmc *v1alpha1.PodConfigMapConfig) {
 		w.Metrics.Failed(telemetry.PCMC, key.Namespace, string(apifailure.Template))
 	}
 	w.registry.put(config)
-	w.Ledger.Open(config.UID, key, config.Problem)
+	w.Ledger.Open(config.UID, key, ledger.Head{Generation: config.Generation, Problem: config.Problem})
 	w.fanOut(key.Namespace)
 }
 

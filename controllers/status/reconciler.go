@@ -5,7 +5,6 @@ package status
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -73,23 +72,25 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, fmt.Errorf("reading PodConfigMapConfig %q: %w", req.Name, err)
 	}
 	defer func() { r.Metrics.Took(telemetry.PCMC, req.Namespace, time.Since(began)) }()
-	pods, err := r.matching(pcmc)
-	if err != nil {
-		return ctrl.Result{}, err
+	if wait := r.memory.pause(req.NamespacedName); wait > 0 {
+		return ctrl.Result{RequeueAfter: wait}, nil
 	}
-	s := summarize(r.Ledger, pcmc, pods)
+	head := r.Ledger.Begin(pcmc.UID)
+	s := summarize(r.Ledger, head, pcmc, r.matching(pcmc))
 	settled := pcmc.Status.ObservedGeneration == pcmc.Generation
-	if wait := r.memory.wait(req.NamespacedName, s.pending > 0, settled); wait > 0 {
+	if wait := r.memory.patience(req.NamespacedName, s.unfinished(), settled); wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	return r.write(ctx, pcmc, &s)
 }
 
-// matching returns the names of the pods that the config selects, in order.
-func (r *Reconciler) matching(pcmc *v1alpha1.PodConfigMapConfig) ([]string, error) {
+// matching returns the names of the pods that the config selects. A selector
+// that cannot be read, which the CRD's schema refuses, selects none: the ledger
+// tells of it as the config's own problem.
+func (r *Reconciler) matching(pcmc *v1alpha1.PodConfigMapConfig) []string {
 	selector, err := metav1.LabelSelectorAsSelector(pcmc.Spec.LabelSelector())
 	if err != nil {
-		return nil, fmt.Errorf("reading spec.podSelector of PodConfigMapConfig %q: %w", pcmc.Name, err)
+		return nil
 	}
 	var names []string
 	for _, pod := range r.Pods.InNamespace(pcmc.Namespace) {
@@ -97,8 +98,7 @@ func (r *Reconciler) matching(pcmc *v1alpha1.PodConfigMapConfig) ([]string, erro
 			names = append(names, pod.Name)
 		}
 	}
-	slices.Sort(names)
-	return names, nil
+	return names
 }
 
 func (r *Reconciler) write(ctx context.Context, pcmc *v1alpha1.PodConfigMapConfig, s *summary) (ctrl.Result, error) {
@@ -119,7 +119,7 @@ func (r *Reconciler) write(ctx context.Context, pcmc *v1alpha1.PodConfigMapConfi
 	case apierrors.IsNotFound(err):
 		return ctrl.Result{}, nil
 	case err != nil:
-		r.Metrics.Failed(telemetry.PCMC, pcmc.Namespace, string(apifailure.Classify(err)))
+		r.Metrics.Failed(telemetry.PCMC, pcmc.Namespace, string(apifailure.Within(ctx, err)))
 		return ctrl.Result{}, fmt.Errorf("writing the status of PodConfigMapConfig %q: %w", pcmc.Name, err)
 	}
 	r.announce(pcmc, before.Status.Conditions)
@@ -164,29 +164,35 @@ type memory struct {
 	configs map[types.NamespacedName]times
 }
 
-type times struct{ written, pendingSince time.Time }
+type times struct{ written, workingSince time.Time }
 
-// wait tells how long the status must not be written yet.
-func (m *memory) wait(config types.NamespacedName, pending, settled bool) time.Duration {
+// pause tells how long it is until the status may be written again.
+func (m *memory) pause(config types.NamespacedName) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return max(0, writeInterval-m.now().Sub(m.configs[config].written))
+}
+
+// patience tells how long work that is under way is not told yet. A settled
+// config's status said before that all was done.
+func (m *memory) patience(config types.NamespacedName, unfinished, settled bool) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t, now := m.configs[config], m.now()
-	switch {
-	case !pending:
-		t.pendingSince = time.Time{}
-	case t.pendingSince.IsZero():
-		t.pendingSince = now
+	if !unfinished {
+		t.workingSince = time.Time{}
+		m.configs[config] = t
+		return 0
+	}
+	if t.workingSince.IsZero() {
+		t.workingSince = now
 	}
 	m.configs[config] = t
-	wait := writeInterval - now.Sub(t.written)
-	if pending {
-		bear := patience
-		if settled && t.written.IsZero() {
-			bear = firstPatience
-		}
-		wait = max(wait, bear-now.Sub(t.pendingSince))
+	bear := patience
+	if settled && t.written.IsZero() {
+		bear = firstPatience
 	}
-	return max(wait, 0)
+	return max(0, bear-now.Sub(t.workingSince))
 }
 
 func (m *memory) wrote(config types.NamespacedName) {

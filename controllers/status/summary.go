@@ -25,6 +25,8 @@ type summary struct {
 	failures []podFailure
 	// problem is the config's own.
 	problem *ledger.Failure
+	// unread tells that this generation of the config has not been taken in yet.
+	unread bool
 }
 
 type podFailure struct {
@@ -43,12 +45,12 @@ var severity = []string{
 	v1alpha1.ReasonRetriesExhausted, v1alpha1.ReasonTooLarge, v1alpha1.ReasonTemplateInvalid, v1alpha1.ReasonNameConflict,
 }
 
-// summarize reads the ledger for the pods that match, given in the order of
-// their names.
-func summarize(book *ledger.Ledger, pcmc *v1alpha1.PodConfigMapConfig, pods []string) summary {
-	s := summary{matched: len(pods)}
+// summarize reads the ledger for the pods that match. The head is what it told
+// before they were listed.
+func summarize(book *ledger.Ledger, head ledger.Head, pcmc *v1alpha1.PodConfigMapConfig, pods []string) summary {
+	s := summary{matched: len(pods), problem: head.Problem, unread: head.Generation != pcmc.Generation}
 	var failures []podFailure
-	s.problem = book.Read(pcmc.UID, pods, func(pod string, e ledger.Entry) {
+	book.Read(pcmc.UID, pods, func(pod string, e ledger.Entry) {
 		if e.Present {
 			s.present++
 		}
@@ -62,26 +64,44 @@ func summarize(book *ledger.Ledger, pcmc *v1alpha1.PodConfigMapConfig, pods []st
 			s.synced++
 		}
 	})
-	for _, reason := range severity {
-		s.failures = slices.DeleteFunc(slices.Clone(failures), func(f podFailure) bool { return f.Reason != reason })
-		if len(s.failures) > 0 {
-			break
-		}
-	}
+	s.failures = worst(failures)
 	return s
 }
+
+// worst returns the failures of the worst reason, in the order of the pods'
+// names.
+func worst(failures []podFailure) []podFailure {
+	for _, reason := range severity {
+		var of []podFailure
+		for _, f := range failures {
+			if f.Reason == reason {
+				of = append(of, f)
+			}
+		}
+		if len(of) > 0 {
+			slices.SortFunc(of, func(a, b podFailure) int { return strings.Compare(a.pod, b.pod) })
+			return of
+		}
+	}
+	return nil
+}
+
+// unfinished tells whether work on this generation is still under way.
+func (s *summary) unfinished() bool { return s.unread || s.pending > 0 }
 
 // configMapsSynced is the condition of the ConfigMaps.
 func (s *summary) configMapsSynced() metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionConfigMapsSynced, Status: metav1.ConditionFalse}
 	switch {
+	case s.unread:
+		c.Reason, c.Message = v1alpha1.ReasonProgressing, "this generation of the config has not been taken in yet"
 	case s.problem != nil:
 		c.Reason, c.Message = s.problem.Reason, s.problem.Message+"; pods keep the ConfigMaps they have"
 	case s.failed > 0:
 		c.Reason, c.Message = s.failures[0].Reason, s.failureMessage()
 	case s.pending > 0:
 		c.Reason = v1alpha1.ReasonProgressing
-		c.Message = fmt.Sprintf("%d of %d pods are still being worked on", s.pending, s.matched)
+		c.Message = fmt.Sprintf("still working on %d of %s", s.pending, count(s.matched, "matching pod"))
 	default:
 		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonSynced
 		c.Message = fmt.Sprintf("%s, each with its ConfigMap", count(s.matched, "matching pod"))
@@ -93,7 +113,7 @@ func (s *summary) failureMessage() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d of %s failed", s.failed, count(s.matched, "matching pod"))
 	if s.pending > 0 {
-		fmt.Fprintf(&b, ", %d are still being worked on", s.pending)
+		fmt.Fprintf(&b, ", still working on %d", s.pending)
 	}
 	for i, f := range s.failures {
 		if i == namedFailures {
@@ -157,7 +177,7 @@ func statusOf(pcmc *v1alpha1.PodConfigMapConfig, s *summary, ebpfEnabled bool) *
 	status.MatchedPods = int32(s.matched)
 	status.SyncedConfigMaps = int32(s.synced)
 	status.FailedConfigMaps = int32(s.failed)
-	if s.pending == 0 {
+	if !s.unfinished() {
 		status.ObservedGeneration = pcmc.Generation
 	}
 	configMaps, ebpf := s.configMapsSynced(), ebpfReady(pcmc, ebpfEnabled)

@@ -35,7 +35,7 @@ func failed(reason string) *ledger.Entry {
 // book has an entry for each of the pods a, b, c, ….
 func book(problem *ledger.Failure, entries ...*ledger.Entry) (*ledger.Ledger, []string) {
 	l, pods := ledger.New(), []string{}
-	l.Open("uid", types.NamespacedName{Namespace: "shop", Name: "meta"}, problem)
+	l.Open("uid", types.NamespacedName{Namespace: "shop", Name: "meta"}, ledger.Head{Generation: generation, Problem: problem})
 	for i, e := range entries {
 		pods = append(pods, string(rune('a'+i)))
 		if e != nil {
@@ -61,7 +61,7 @@ func TestConfigMapsSynced(t *testing.T) {
 		"two pods": {entries: []*ledger.Entry{synced, synced}, counts: [5]int{2, 2, 0, 0, 2}, observed: 2, want: "True Synced: 2 matching pods, each with its ConfigMap"},
 		"one not looked at yet, one being worked on": {
 			entries: []*ledger.Entry{synced, unknown, working}, counts: [5]int{3, 1, 0, 2, 2}, observed: 1,
-			want: "False Progressing: 2 of 3 pods are still being worked on",
+			want: "False Progressing: still working on 2 of 3 matching pods",
 		},
 		"one bad pod among good ones freezes nothing": {
 			entries: []*ledger.Entry{synced, large, synced}, counts: [5]int{3, 2, 1, 0, 2}, observed: 2,
@@ -73,7 +73,7 @@ func TestConfigMapsSynced(t *testing.T) {
 		},
 		"bad ones and work": {
 			entries: []*ledger.Entry{taken, unknown}, counts: [5]int{2, 0, 1, 1, 0}, observed: 1,
-			want: `False NameConflict: 1 of 2 matching pods failed, 1 are still being worked on: pod "a": because of NameConflict`,
+			want: `False NameConflict: 1 of 2 matching pods failed, still working on 1: pod "a": because of NameConflict`,
 		},
 		"the worst reason is shown": {
 			entries: []*ledger.Entry{taken, invalid, large, taken}, counts: [5]int{4, 0, 4, 0, 0}, observed: 2,
@@ -113,7 +113,7 @@ func TestConfigMapsSynced(t *testing.T) {
 			l, pods := book(tc.problem, tc.entries...)
 			pcmc := config()
 			pcmc.Status.ObservedGeneration = 1
-			s := summarize(l, pcmc, pods)
+			s := summarize(l, l.Begin("uid"), pcmc, pods)
 			if got := [5]int{s.matched, s.synced, s.failed, s.pending, s.present}; got != tc.counts {
 				t.Errorf("counts %v, want %v", got, tc.counts)
 			}
@@ -136,6 +136,26 @@ func TestConfigMapsSynced(t *testing.T) {
 				t.Errorf("Ready is\n%s, want\n%s", got, want)
 			}
 		})
+	}
+}
+
+// TestUnreadGeneration: until a generation is taken in, nothing says that it is
+// done, not even where no pod matches.
+func TestUnreadGeneration(t *testing.T) {
+	for name, head := range map[string]ledger.Head{
+		"not open":              {},
+		"the generation before": {Generation: generation - 1},
+	} {
+		pcmc := config()
+		pcmc.Status.ObservedGeneration = 1
+		s := summarize(ledger.New(), head, pcmc, nil)
+		status := statusOf(pcmc, &s, false)
+		if got, want := show(status, v1alpha1.ConditionReady), "False Progressing: ConfigMapsSynced: this generation of the config has not been taken in yet"; got != want {
+			t.Errorf("%s: Ready is\n%s, want\n%s", name, got, want)
+		}
+		if status.ObservedGeneration != 1 || !s.unfinished() {
+			t.Errorf("%s: observedGeneration %d, unfinished %t", name, status.ObservedGeneration, s.unfinished())
+		}
 	}
 }
 
@@ -186,7 +206,7 @@ func TestReadyOrder(t *testing.T) {
 	pcmc := config()
 	pcmc.Spec.EBPFConfig = &v1alpha1.EBPFConfig{SyscallMonitoring: &v1alpha1.SyscallMonitoring{Enabled: true}}
 	l, pods := book(nil, failed(v1alpha1.ReasonTooLarge))
-	s := summarize(l, pcmc, pods)
+	s := summarize(l, l.Begin("uid"), pcmc, pods)
 	if got := show(statusOf(pcmc, &s, false), v1alpha1.ConditionReady); !strings.HasPrefix(got, "False TooLarge: ConfigMapsSynced: 1 of 1") {
 		t.Errorf("Ready is %s", got)
 	}
@@ -195,7 +215,7 @@ func TestReadyOrder(t *testing.T) {
 func TestLongMessages(t *testing.T) {
 	long := &ledger.Entry{Generation: generation, Failure: &ledger.Failure{Reason: v1alpha1.ReasonTooLarge, Message: strings.Repeat("é", 3000)}}
 	l, pods := book(nil, long, long)
-	s := summarize(l, config(), pods)
+	s := summarize(l, l.Begin("uid"), config(), pods)
 	message := meta.FindStatusCondition(statusOf(config(), &s, false).Conditions, v1alpha1.ConditionConfigMapsSynced).Message
 	if len(message) > maxMessage || !strings.HasSuffix(message, "é...") {
 		t.Errorf("a message of %d bytes that ends in %q", len(message), message[len(message)-8:])
@@ -207,7 +227,7 @@ func TestLongMessages(t *testing.T) {
 func TestStatusIsStable(t *testing.T) {
 	l, pods := book(nil, synced, failed(v1alpha1.ReasonTooLarge))
 	pcmc := config()
-	s := summarize(l, pcmc, pods)
+	s := summarize(l, l.Begin("uid"), pcmc, pods)
 	first := statusOf(pcmc, &s, false)
 	if len(pcmc.Status.Conditions) > 0 || !changed(&pcmc.Status, first) {
 		t.Errorf("the first status: %+v of %+v", first, pcmc.Status)
@@ -220,7 +240,7 @@ func TestStatusIsStable(t *testing.T) {
 		t.Errorf("computed again it is\n%+v, was\n%+v", again, pcmc.Status)
 	}
 	l.Record("uid", "b", *synced)
-	s = summarize(l, pcmc, pods)
+	s = summarize(l, l.Begin("uid"), pcmc, pods)
 	now := statusOf(pcmc, &s, false)
 	if !changed(&pcmc.Status, now) {
 		t.Error("a repaired pod is no change")

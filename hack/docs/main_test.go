@@ -37,6 +37,15 @@ func TestNothingIsUndocumented(t *testing.T) {
 	if len(f.Variables) < 20 || len(f.Metrics) < 6 || len(f.ErrorTypes) < 10 || len(f.Functions) < 5 {
 		t.Errorf("found %d variables, %d metrics, %d types of errors and %d groups of functions", len(f.Variables), len(f.Metrics), len(f.ErrorTypes), len(f.Functions))
 	}
+	for name, text := range texts(f) {
+		if strings.TrimSpace(text) == "" {
+			t.Errorf("%s has no text", name)
+		}
+	}
+}
+
+// texts are the texts of all that has a name.
+func texts(f facts) map[string]string {
 	texts := map[string]string{}
 	for _, v := range f.Variables {
 		texts[v.Name] = v.Doc
@@ -52,9 +61,5 @@ func TestNothingIsUndocumented(t *testing.T) {
 			texts[function.Name] = function.Usage + function.Doc
 		}
 	}
-	for name, text := range texts {
-		if strings.TrimSpace(text) == "" {
-			t.Errorf("%s has no text", name)
-		}
-	}
+	return texts
 }

@@ -131,7 +131,7 @@ func (p *process) interrupt(t *testing.T) {
 	}
 }
 
-// end waits for the end, and checks its code, what it printed, and that nothing
+// end waits for the end, and checks its code and what it printed, and that nothing
 // is left of it.
 func (p *process) end(t *testing.T, code int, printed ...string) {
 	t.Helper()
@@ -146,6 +146,11 @@ func (p *process) end(t *testing.T, code int, printed ...string) {
 			t.Errorf("did not print %q:\n%s", text, p.output())
 		}
 	}
+	p.wantNothingLeft(t)
+}
+
+func (p *process) wantNothingLeft(t *testing.T) {
+	t.Helper()
 	if files, err := os.ReadDir(p.tmp); err != nil || len(files) > 0 {
 		t.Errorf("left temporary files: %v, %v", files, err)
 	}

@@ -54,8 +54,12 @@ func (s *session) showAppear(ctx context.Context, sample *sample, complete shown
 	}
 	for _, pod := range sample.others {
 		cm := &corev1.ConfigMap{}
-		if err := s.client.Get(ctx, sample.configMap(pod), cm); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("looking for ConfigMap %s: the config does not select pod %s, so there should be none (%v)", cm.Name, pod.Name, err)
+		err := s.client.Get(ctx, sample.configMap(pod), cm)
+		if err == nil {
+			return fmt.Errorf("found ConfigMap %s, though the config does not select pod %s", cm.Name, pod.Name)
+		}
+		if !apierrors.IsNotFound(err) {
+			return fmt.Errorf("looking for a ConfigMap of pod %s: %w", pod.Name, err)
 		}
 		s.say("%s has none: the config does not select it", pod.Name)
 	}

@@ -46,7 +46,7 @@ var meanings = map[Type]string{
 }
 
 // Meaning says in a few words what the type is.
-func (t Type) Meaning() string { return meanings[t] }
+func (e Type) Meaning() string { return meanings[e] }
 
 // Types lists every Type.
 func Types() []Type {
@@ -80,6 +80,16 @@ func Classify(err error) Type {
 	return Other
 }
 
+// Within is Classify for a call that had to end with the context. Who sets its
+// deadline may give a cause of his own, which then is all that the error says.
+func Within(ctx context.Context, err error) Type {
+	why := Classify(err)
+	if why == Unreachable && isDeadline(ctx.Err()) {
+		return Timeout
+	}
+	return why
+}
+
 func isDeadline(err error) bool { return errors.Is(err, context.DeadlineExceeded) }
 
 func isServerError(err error) bool {
@@ -101,4 +111,4 @@ func IsTerminating(err error) bool {
 // SaysSomething tells whether an error says something about the pod or its
 // ConfigMaps. An API server that does not answer says nothing, and is asked
 // again until it does.
-func (e Type) SaysSomething() bool { return e != Unreachable }
+func (e Type) SaysSomething() bool { return e != Unreachable && e != Timeout }

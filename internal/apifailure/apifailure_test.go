@@ -50,6 +50,37 @@ func TestClassify(t *testing.T) {
 	}
 }
 
+func TestWithin(t *testing.T) {
+	cause := errors.New("took too long")
+	late, cancel := context.WithTimeoutCause(context.Background(), 0, cause)
+	defer cancel()
+	<-late.Done()
+	stopped, stop := context.WithCancel(context.Background())
+	stop()
+	for name, tc := range map[string]struct {
+		ctx  context.Context
+		err  error
+		want Type
+	}{
+		"in time, refused":         {context.Background(), syscall.ECONNREFUSED, Unreachable},
+		"late, with its own cause": {late, fmt.Errorf("get: %w", context.Cause(late)), Timeout},
+		"late, but answered":       {late, apierrors.NewBadRequest("x"), Invalid},
+		"stopped":                  {stopped, context.Canceled, Unreachable},
+	} {
+		if got := Within(tc.ctx, tc.err); got != tc.want {
+			t.Errorf("%s: %q, want %q", name, got, tc.want)
+		}
+	}
+}
+
+func TestSaysSomething(t *testing.T) {
+	for _, why := range Types() {
+		if got, want := why.SaysSomething(), why != Unreachable && why != Timeout; got != want {
+			t.Errorf("%s says something: %t", why, got)
+		}
+	}
+}
+
 func TestIsTerminating(t *testing.T) {
 	terminating := apierrors.NewForbidden(schema.GroupResource{}, "a", errors.New("x"))
 	terminating.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: corev1.NamespaceTerminatingCause}}

@@ -43,7 +43,7 @@ type Ledger struct {
 
 type book struct {
 	config  types.NamespacedName
-	problem *Failure
+	head    Head
 	entries map[string]Entry // by the pod's name
 	dirty   bool
 }
@@ -60,15 +60,23 @@ func (l *Ledger) OnChange(changed func(config types.NamespacedName)) {
 	l.changed = changed
 }
 
-// Open begins to keep entries for a config, or notes that it changed. The
-// problem, if any, is one of the config itself, whatever the pod.
-func (l *Ledger) Open(uid types.UID, config types.NamespacedName, problem *Failure) {
+// Head is what is known of a config itself, whatever the pod.
+type Head struct {
+	// Generation of the config that its pods are being brought to; zero where the
+	// config is not open.
+	Generation int64
+	// Problem is set where the config itself is at fault.
+	Problem *Failure
+}
+
+// Open begins to keep entries for a config, or notes that it changed.
+func (l *Ledger) Open(uid types.UID, config types.NamespacedName, head Head) {
 	l.mu.Lock()
 	if _, open := l.books[uid]; !open {
 		l.books[uid] = &book{entries: map[string]Entry{}}
 	}
 	b := l.books[uid]
-	b.config, b.problem, b.dirty = config, problem, true
+	b.config, b.head, b.dirty = config, head, true
 	changed := l.changed
 	l.mu.Unlock()
 	changed(config)
@@ -126,21 +134,31 @@ func (l *Ledger) Get(config types.UID, pod string) (Entry, bool) {
 	return Entry{}, false
 }
 
+// Begin begins to read a config: what changes from now on is announced again.
+// Only then list its pods, or one that comes in between is never announced.
+func (l *Ledger) Begin(config types.UID) Head {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.books[config]
+	if b == nil {
+		return Head{}
+	}
+	b.dirty = false
+	return b.head
+}
+
 // Read calls visit for each of the pods, with the zero Entry where nothing is
-// known, as one consistent picture, and returns the config's own problem.
-// Changes after it are announced again.
-func (l *Ledger) Read(config types.UID, pods []string, visit func(pod string, e Entry)) *Failure {
+// known, as one consistent picture.
+func (l *Ledger) Read(config types.UID, pods []string, visit func(pod string, e Entry)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := l.books[config]
 	if b == nil {
 		b = &book{}
 	}
-	b.dirty = false
 	for _, pod := range pods {
 		visit(pod, b.entries[pod])
 	}
-	return b.problem
 }
 
 func (e Entry) equals(other Entry) bool {

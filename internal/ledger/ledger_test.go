@@ -19,7 +19,7 @@ func TestChangesAreAnnouncedOnceUntilRead(t *testing.T) {
 		}
 		announced++
 	})
-	l.Open("uid", config, nil)
+	l.Open("uid", config, Head{Generation: 1})
 	steps := []struct {
 		do   func()
 		want int
@@ -27,19 +27,19 @@ func TestChangesAreAnnouncedOnceUntilRead(t *testing.T) {
 		// Opening announces, and nothing more is until it is read.
 		{func() {}, 1},
 		{func() { l.Record("uid", "a", Entry{Generation: 1}) }, 1},
-		{func() { l.Read("uid", nil, nil) }, 1},
+		{func() { l.Begin("uid") }, 1},
 		{func() { l.Record("uid", "a", Entry{Generation: 1}) }, 1},
 		{func() { l.Record("uid", "a", Entry{Generation: 2}) }, 2},
 		{func() { l.Record("uid", "b", Entry{Generation: 2}) }, 2},
-		{func() { l.Read("uid", nil, nil) }, 2},
+		{func() { l.Begin("uid") }, 2},
 		{func() { l.Forget("uid", "unknown") }, 2},
 		{func() { l.Forget("uid", "a") }, 3},
-		{func() { l.Read("uid", nil, nil) }, 3},
+		{func() { l.Begin("uid") }, 3},
 		{func() { l.Record("uid", "b", Entry{Generation: 1, Failure: &Failure{"R", "m"}}) }, 4},
-		{func() { l.Read("uid", nil, nil) }, 4},
+		{func() { l.Begin("uid") }, 4},
 		{func() { l.Record("uid", "b", Entry{Generation: 1, Failure: &Failure{"R", "m"}}) }, 4},
 		{func() { l.Record("other", "b", Entry{Generation: 1}) }, 4},
-		{func() { l.Open("uid", config, &Failure{"R", "m"}) }, 5},
+		{func() { l.Open("uid", config, Head{2, &Failure{"R", "m"}}) }, 5},
 	}
 	for i, step := range steps {
 		if step.do(); announced != step.want {
@@ -50,7 +50,7 @@ func TestChangesAreAnnouncedOnceUntilRead(t *testing.T) {
 
 func TestReadGivesKnownAndUnknownPods(t *testing.T) {
 	l := New()
-	l.Open("uid", config, nil)
+	l.Open("uid", config, Head{Generation: 1})
 	l.Record("uid", "a", Entry{Generation: 3, Present: true})
 	l.Record("uid", "elsewhere", Entry{Generation: 3})
 	got := map[string]Entry{}
@@ -58,9 +58,12 @@ func TestReadGivesKnownAndUnknownPods(t *testing.T) {
 	if len(got) != 2 || got["a"] != (Entry{Generation: 3, Present: true}) || got["b"] != (Entry{}) {
 		t.Errorf("got %v", got)
 	}
-	l.Open("uid", config, &Failure{"TemplateInvalid", "no"})
-	if problem := l.Read("uid", nil, nil); problem == nil || problem.Message != "no" {
-		t.Errorf("the config's problem is %v", problem)
+	l.Open("uid", config, Head{4, &Failure{"TemplateInvalid", "no"}})
+	if head := l.Begin("uid"); head.Generation != 4 || head.Problem == nil || head.Problem.Message != "no" {
+		t.Errorf("the config's head is %+v", head)
+	}
+	if head := l.Begin("unknown"); head != (Head{}) {
+		t.Errorf("an unknown config's head is %+v", head)
 	}
 	if e, known := l.Get("uid", "a"); !known || e.Generation != 3 {
 		t.Error("opening again lost the entries")

@@ -71,10 +71,9 @@ func (c *ConfigMaps) OwnedBy(pod types.NamespacedName) []*ConfigMap {
 	all := c.indexed(pod.Namespace, ownerIndex, pod.String())
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.forget(pod, c.expired)
 	for _, w := range c.writes[pod] {
-		if c.now().Sub(w.at) < ownWriteTTL {
-			all = w.overlay(all)
-		}
+		all = w.overlay(all)
 	}
 	return all
 }
@@ -111,10 +110,20 @@ func (c *ConfigMaps) remember(w ownWrite) {
 	w.at = c.now()
 	pod := w.configMap.Owner()
 	c.forget(pod, func(other ownWrite) bool { return other.configMap.Name == w.configMap.Name })
-	if !w.deleted && !newer(w.configMap.ResourceVersion, c.version(pod.Namespace)) {
-		return // the watch was faster than the answer
+	if c.watchWasFaster(w) {
+		return // no event is left that would confirm it
 	}
 	c.writes[pod] = append(c.writes[pod], w)
+}
+
+// watchWasFaster tells whether the watch has shown a write before its answer
+// came.
+func (c *ConfigMaps) watchWasFaster(w ownWrite) bool {
+	if !w.deleted {
+		return !newer(w.configMap.ResourceVersion, c.version(w.configMap.Namespace.Value()))
+	}
+	shown := c.Get(w.configMap.Key())
+	return shown == nil || shown.UID != w.configMap.UID || shown.Deleting
 }
 
 // Confirm takes note of an event that the watch brought, and tells whether it
@@ -123,19 +132,35 @@ func (c *ConfigMaps) Confirm(cm *ConfigMap, deleted bool) (echo bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forget(cm.Owner(), func(w ownWrite) bool {
-		switch {
-		case w.configMap.Name != cm.Name:
-			return c.now().Sub(w.at) >= ownWriteTTL
-		case w.deleted || deleted:
-			echo = w.deleted && deleted && w.configMap.UID == cm.UID
-			return deleted && (w.configMap.UID == cm.UID)
-		default:
-			echo = w.configMap.ResourceVersion == cm.ResourceVersion
-			return !newer(w.configMap.ResourceVersion, cm.ResourceVersion)
+		if w.configMap.Name != cm.Name {
+			return c.expired(w)
 		}
+		is, shown := w.confirmedBy(cm, deleted)
+		echo = echo || is
+		return shown
 	})
 	return echo
 }
+
+// confirmedBy tells whether an event about a ConfigMap of the write's name is
+// its echo, and whether the watch now shows as much as the write does.
+func (w ownWrite) confirmedBy(cm *ConfigMap, deleted bool) (echo, shown bool) {
+	same := w.configMap.UID == cm.UID
+	switch {
+	case w.deleted && deleted:
+		return same, same
+	case w.deleted:
+		// A finalizer holds it: its end will be news, not our echo.
+		return false, same && cm.Deleting
+	case deleted:
+		return false, same
+	default:
+		return w.configMap.ResourceVersion == cm.ResourceVersion,
+			!newer(w.configMap.ResourceVersion, cm.ResourceVersion)
+	}
+}
+
+func (c *ConfigMaps) expired(w ownWrite) bool { return c.now().Sub(w.at) >= ownWriteTTL }
 
 // forget drops the writes about a pod that the test selects; c.mu is held.
 func (c *ConfigMaps) forget(pod types.NamespacedName, drop func(ownWrite) bool) {

@@ -246,6 +246,41 @@ func TestOwnDeletionIsSeenAtOnce(t *testing.T) {
 	o.expect("shown", "b/2@11")
 }
 
+// TestFinalizerHoldsWhatWeDeleted: the end of one that a finalizer held is news.
+func TestFinalizerHoldsWhatWeDeleted(t *testing.T) {
+	o := newOverlaid(t)
+	o.event(at("a", "1", "10"), false)
+	o.Deleted(at("a", "1", "10"))
+	held := at("a", "1", "12")
+	held.Deleting = true
+	o.expectEcho("the deletion is only marked", o.event(held, false), false)
+	o.expect("it is still there", "a/1@12")
+	o.expectEmpty()
+	o.expectEcho("the finalizer goes", o.event(at("a", "1", "13"), true), false)
+	o.expect("gone", "")
+}
+
+// TestWatchBeatsTheDeletion: nothing is kept that no event can confirm.
+func TestWatchBeatsTheDeletion(t *testing.T) {
+	o := newOverlaid(t)
+	o.event(at("a", "1", "10"), false)
+	o.event(at("a", "1", "11"), true)
+	o.Deleted(at("a", "1", "10"))
+	o.expectEmpty()
+	o.event(at("a", "2", "20"), false)
+	o.Deleted(at("a", "1", "10"))
+	o.expect("another one of that name came", "a/2@20")
+	o.expectEmpty()
+}
+
+func TestExpiredWritesGo(t *testing.T) {
+	o := newOverlaid(t)
+	o.Wrote(at("a", "1", "10"))
+	o.now = o.now.Add(ownWriteTTL)
+	o.expect("never confirmed", "")
+	o.expectEmpty()
+}
+
 func TestReplacement(t *testing.T) {
 	o := newOverlaid(t)
 	o.event(at("a", "1", "10"), false)

@@ -33,16 +33,8 @@ var operations = []operation{creation, updating, deletion}
 
 // speed is how fast an operation went, of all ConfigMaps.
 type speed struct {
-	rate     float64       // per second
-	cpu      time.Duration // of the client's process, for each
-	parallel int           // of the bare client
-	how      string
-}
-
-func (s *speed) improve(other speed) {
-	if other.rate > s.rate {
-		*s = other
-	}
+	rate float64       // per second
+	cpu  time.Duration // of the process that made the calls, for each
 }
 
 // bare makes the calls that the operator makes, and nothing else: no watch, no
@@ -51,14 +43,26 @@ type bare struct {
 	*bench
 	wanted []*corev1.ConfigMap // of variant 0
 	made   []*corev1.ConfigMap // as the API server answered last
-	best   map[operation]*speed
+	choice map[operation]pass
+	speeds map[operation][]speed // with the choice
 }
 
+// pass is one way to make the calls of an operation.
+type pass struct {
+	operation
+	how      string
+	parallel int
+}
+
+func (p pass) String() string { return fmt.Sprintf("%s, %d at a time", p.how, p.parallel) }
+
+const (
+	byUpdate = "update"
+	byPatch  = "JSON patch"
+)
+
 func (b *bench) newBare() (*bare, error) {
-	r := &bare{bench: b, made: make([]*corev1.ConfigMap, b.wanted()), best: map[operation]*speed{}}
-	for _, o := range operations {
-		r.best[o] = &speed{}
-	}
+	r := &bare{bench: b, made: make([]*corev1.ConfigMap, b.wanted()), choice: map[operation]pass{}, speeds: map[operation][]speed{}}
 	var err error
 	r.wanted, err = b.configMaps(0)
 	return r, err
@@ -77,49 +81,68 @@ func (b *bench) configMaps(variant int) ([]*corev1.ConfigMap, error) {
 	return all, err
 }
 
-// round creates, updates in two ways and deletes all ConfigMaps, with each
-// parallelism, and keeps the best.
-func (r *bare) round(ctx context.Context) error {
+// choose tries every way and parallelism, and remembers the fastest of each
+// operation.
+func (r *bare) choose(ctx context.Context) error {
+	best := map[operation]float64{}
 	for _, parallel := range parallelisms {
-		if err := r.time(ctx, creation, "create", parallel, r.create); err != nil {
-			return err
-		}
-		puts, err := r.puts(1)
-		if err != nil {
-			return err
-		}
-		if err := r.time(ctx, updating, "update", parallel, func(ctx context.Context, i int) error {
-			return r.put(ctx, i, puts[i])
-		}); err != nil {
-			return err
-		}
-		patches, err := r.patches(2)
-		if err != nil {
-			return err
-		}
-		if err := r.time(ctx, updating, "JSON patch", parallel, func(ctx context.Context, i int) error {
-			return r.patch(ctx, i, patches[i])
-		}); err != nil {
-			return err
-		}
-		if err := r.time(ctx, deletion, "delete", parallel, r.delete); err != nil {
-			return err
+		for _, p := range []pass{
+			{creation, "create", parallel}, {updating, byUpdate, parallel}, {updating, byPatch, parallel}, {deletion, "delete", parallel},
+		} {
+			s, err := r.time(ctx, p)
+			if err != nil {
+				return err
+			}
+			if s.rate > best[p.operation] {
+				best[p.operation], r.choice[p.operation] = s.rate, p
+			}
 		}
 	}
 	return nil
 }
 
+// round creates, updates and deletes all ConfigMaps in the ways chosen.
+func (r *bare) round(ctx context.Context) error {
+	for _, o := range operations {
+		s, err := r.time(ctx, r.choice[o])
+		if err != nil {
+			return err
+		}
+		r.speeds[o] = append(r.speeds[o], s)
+	}
+	return nil
+}
+
 // time measures one pass over all ConfigMaps.
-func (r *bare) time(ctx context.Context, o operation, how string, parallel int, call func(context.Context, int) error) error {
+func (r *bare) time(ctx context.Context, p pass) (speed, error) {
+	call, err := r.prepare(p)
+	if err != nil {
+		return speed{}, err
+	}
 	cpu, began := ownCPU(), time.Now()
-	if err := forEach(ctx, len(r.wanted), parallel, call); err != nil {
-		return fmt.Errorf("making bare calls (%s): %w", how, err)
+	if err := forEach(ctx, len(r.wanted), p.parallel, call); err != nil {
+		return speed{}, fmt.Errorf("making bare calls (%s): %w", p, err)
 	}
 	took, n := time.Since(began), len(r.wanted)
-	s := speed{rate: float64(n) / took.Seconds(), cpu: (ownCPU() - cpu) / time.Duration(n), parallel: parallel, how: how}
-	say("bare %s, %d at a time: %.0f/s, %v of CPU each", how, parallel, s.rate, s.cpu)
-	r.best[o].improve(s)
-	return nil
+	s := speed{rate: float64(n) / took.Seconds(), cpu: (ownCPU() - cpu) / time.Duration(n)}
+	say("bare %s: %.0f/s, %v of CPU each", p, s.rate, s.cpu)
+	return s, nil
+}
+
+// prepare makes all that the calls of a pass send.
+func (r *bare) prepare(p pass) (func(ctx context.Context, i int) error, error) {
+	switch p.how {
+	case byUpdate:
+		bodies, err := r.puts(1)
+		return func(ctx context.Context, i int) error { return r.put(ctx, i, bodies[i]) }, err
+	case byPatch:
+		bodies, err := r.patches(2)
+		return func(ctx context.Context, i int) error { return r.patch(ctx, i, bodies[i]) }, err
+	}
+	if p.operation == creation {
+		return r.create, nil
+	}
+	return r.delete, nil
 }
 
 // ownCPU is the CPU time of this process so far.

@@ -26,6 +26,7 @@ type operator struct {
 	scrape func(context.Context) (map[string]*dto.MetricFamily, error)
 	stop   func() error
 	log    func() string
+	exited <-chan struct{} // closed when it has ended
 }
 
 // startOperator starts the operator with the shipped settings and the
@@ -38,7 +39,10 @@ func (b *bench) startOperator(environ map[string]string) (*operator, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &operator{began: began, pid: m.PID(), scrape: m.Scrape, stop: m.Stop, log: func() string { return m.LogTail(30) }}, nil
+	return &operator{
+		began: began, pid: m.PID(), scrape: m.Scrape, stop: m.Stop, exited: m.Exited(),
+		log: func() string { return m.LogTail(30) },
+	}, nil
 }
 
 // withOperator runs do next to an operator.

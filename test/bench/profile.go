@@ -23,8 +23,8 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
-// profileOperator runs the operator in this process, and writes a CPU profile
-// of each convergence, and profiles of its memory.
+// profileOperator runs the operator in this process, so that convergences are
+// profiled.
 func (b *bench) profileOperator(ctx context.Context) error {
 	if err := os.MkdirAll(b.profile, 0o755); err != nil {
 		return fmt.Errorf("making the folder of profiles: %w", err)
@@ -33,43 +33,14 @@ func (b *bench) profileOperator(ctx context.Context) error {
 		return err
 	}
 	debug.SetGCPercent(100) // as in a process of its own
-	runtime.GC()
-	stop, err := b.startCPUProfile(creation)
-	if err != nil {
+	if err := b.writeMemoryProfile("start"); err != nil {
 		return err
 	}
 	op, err := b.startInProcess(ctx)
 	if err != nil {
 		return err
 	}
-	best := newRates()
-	for _, o := range operations {
-		err := b.timeOperator(ctx, op, o, best, func() (time.Time, error) {
-			switch o {
-			case creation:
-				return op.began, nil
-			case updating:
-				stop, err = b.startCPUProfile(o)
-				return time.Now(), errors.Join(err, b.putConfigs(ctx, 1))
-			default:
-				stop, err = b.startCPUProfile(o)
-				return time.Now(), errors.Join(err, b.deleteConfigs(ctx))
-			}
-		})
-		stop()
-		if err != nil {
-			return err
-		}
-		if err := b.writeMemoryProfiles(o); err != nil {
-			return err
-		}
-		if o != deletion {
-			if err := b.awaitObserved(ctx); err != nil {
-				return err
-			}
-		}
-	}
-	return op.stop()
+	return errors.Join(b.converge(ctx, op, map[operation][]converged{}), op.stop())
 }
 
 // startInProcess starts the operator in this process, which can be done once.
@@ -106,7 +77,12 @@ func gather(context.Context) (map[string]*dto.MetricFamily, error) {
 	return byName, err
 }
 
-func (b *bench) startCPUProfile(o operation) (stop func(), err error) {
+// profiled starts the CPU profile of a convergence, where profiles are wanted;
+// stop writes it, and one of the memory.
+func (b *bench) profiled(o operation) (stop func() error, err error) {
+	if b.profile == "" {
+		return func() error { return nil }, nil
+	}
 	f, err := os.Create(filepath.Join(b.profile, "cpu-"+string(o)+".pprof"))
 	if err != nil {
 		return nil, fmt.Errorf("making a profile: %w", err)
@@ -114,17 +90,16 @@ func (b *bench) startCPUProfile(o operation) (stop func(), err error) {
 	if err := pprof.StartCPUProfile(f); err != nil {
 		return nil, fmt.Errorf("starting a profile: %w", err)
 	}
-	return func() {
+	return func() error {
 		pprof.StopCPUProfile()
-		f.Close()
+		return errors.Join(f.Close(), b.writeMemoryProfile(string(o)))
 	}, nil
 }
 
-// writeMemoryProfiles writes one profile, of what was allocated so far and of
-// what is in use.
-func (b *bench) writeMemoryProfiles(o operation) error {
+// writeMemoryProfile writes what was allocated so far and what of it is in use.
+func (b *bench) writeMemoryProfile(when string) error {
 	runtime.GC()
-	f, err := os.Create(filepath.Join(b.profile, "memory-"+string(o)+".pprof"))
+	f, err := os.Create(filepath.Join(b.profile, "memory-"+when+".pprof"))
 	if err != nil {
 		return fmt.Errorf("making a profile: %w", err)
 	}

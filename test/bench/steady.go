@@ -84,7 +84,7 @@ func (l auditLog) count(from, to time.Time) (calls, error) {
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			return c, fmt.Errorf("reading the audit log: %w", err)
 		}
-		if e.RequestReceivedTimestamp.Time.Before(from) || e.RequestReceivedTimestamp.Time.After(to) {
+		if at := e.RequestReceivedTimestamp.Time; at.Before(from) || at.After(to) {
 			continue
 		}
 		c.add(e.Verb, e.ObjectRef.Resource, e.ObjectRef.Subresource, e.RequestURI)

@@ -275,7 +275,7 @@ func TestObservedGeneration(t *testing.T) {
 			if st.ObservedGeneration != generation || st.MatchedPods != 4 || st.SyncedConfigMaps != 2 || st.FailedConfigMaps != 1 {
 				return fmt.Errorf("status %+v", st)
 			}
-			if !strings.HasPrefix(synced.Message, `1 of 4 matching pods failed, 1 are still being worked on: pod "bad": `) {
+			if !strings.HasPrefix(synced.Message, `1 of 4 matching pods failed, still working on 1: pod "bad": `) {
 				return fmt.Errorf("message %q", synced.Message)
 			}
 			return nil

@@ -43,6 +43,14 @@ const (
 	atOnce = "10"
 )
 
+// patience is how long anything may take: many times what it takes on a quiet
+// machine.
+var patience time.Duration
+
+func init() {
+	flag.DurationVar(&patience, "integration.patience", time.Minute, "how long a test waits for what has to come")
+}
+
 // cluster is the control plane of all tests; nil with -short.
 var cluster *harness.Cluster
 
@@ -384,7 +392,3 @@ func (s *space) watched(extra map[string]string) *space {
 	s.manager = start(s.t, environ)
 	return s
 }
-
-// patience is how long anything may take: many times what it takes on a quiet
-// machine.
-const patience = 60 * time.Second

@@ -5,6 +5,7 @@ package integration
 import (
 	"encoding/json"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -28,7 +29,7 @@ type proxy struct {
 	delay      func(verb, path string) time.Duration
 
 	mu        sync.Mutex
-	now, most map[string]int // of delayed calls, by verb
+	now, most map[string]int // of calls that are held up, by verb
 }
 
 // newProxy starts a proxy; delay tells how long a call is held up before it is
@@ -49,9 +50,10 @@ func newProxy(t *testing.T, delay func(verb, path string) time.Duration) *proxy 
 		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(target) },
 		Transport:     transport,
 		FlushInterval: -1, // watches
+		ErrorLog:      log.New(io.Discard, "", 0),
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		defer p.hold(r)()
+		p.hold(r)
 		forward.ServeHTTP(w, r)
 	}))
 	t.Cleanup(func() {
@@ -69,17 +71,17 @@ func newProxy(t *testing.T, delay func(verb, path string) time.Duration) *proxy 
 	return p
 }
 
-func (p *proxy) hold(r *http.Request) (done func()) {
+func (p *proxy) hold(r *http.Request) {
 	wait := p.delay(r.Method, r.URL.Path)
 	if wait == 0 {
-		return func() {}
+		return
 	}
 	p.count(r.Method, 1)
+	defer p.count(r.Method, -1)
 	select {
 	case <-time.After(wait):
 	case <-r.Context().Done():
 	}
-	return func() { p.count(r.Method, -1) }
 }
 
 func (p *proxy) count(verb string, change int) {
@@ -89,7 +91,7 @@ func (p *proxy) count(verb string, change int) {
 	p.most[verb] = max(p.most[verb], p.now[verb])
 }
 
-// atOnce tells how many delayed calls were under way at once at most.
+// atOnce tells how many calls were held up at once at most.
 func (p *proxy) atOnce(verb string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
