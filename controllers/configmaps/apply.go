@@ -3,6 +3,7 @@
 package configmaps
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -117,7 +118,12 @@ func patch(pod *observed.Pod, s *step) ([]byte, error) {
 	if s.current.HasBinaryData {
 		operations = append(operations, patchOperation{Op: "remove", Path: "/binaryData"})
 	}
-	return json.Marshal(operations)
+	// Escaping for HTML would make some values six times as long.
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(operations)
+	return bytes.TrimRight(body.Bytes(), "\n"), err
 }
 
 var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")

@@ -5,6 +5,7 @@ package configmaps
 import (
 	"encoding/json"
 	"maps"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -65,5 +66,18 @@ func TestPatch(t *testing.T) {
 				t.Errorf("patch\n%s, want\n%s", got, tc.want)
 			}
 		})
+	}
+}
+
+// TestPatchDoesNotEscape: the API server bounds a request's size, and data that
+// could be created must be possible to update.
+func TestPatchDoesNotEscape(t *testing.T) {
+	s := &step{name: "x", config: &Config{Name: "meta"}, current: observed.NewConfigMap(&corev1.ConfigMap{}), data: map[string]string{"k": "<&>"}}
+	body, err := patch(observed.NewPod(examplePod()), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(body), `{"k":"<&>"}`) {
+		t.Errorf("the patch is %s", body)
 	}
 }

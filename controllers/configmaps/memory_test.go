@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
-
-	"github.com/podconfigmap/podconfigmap-controller/internal/apifailure"
 )
 
 // clock is a clock that tests turn by hand.
@@ -94,40 +92,6 @@ func TestWaiting(t *testing.T) {
 	if other := w.on(types.NamespacedName{Namespace: "other", Name: "x"}); len(other) > 0 {
 		t.Errorf("%v of another namespace wait", other)
 	}
-}
-
-func TestRetries(t *testing.T) {
-	const resync = time.Second
-	r := newRetries(4, resync)
-	type answer struct {
-		wait      time.Duration
-		exhausted bool
-	}
-	expect := func(what string, why apifailure.Type, want answer) {
-		t.Helper()
-		if wait, exhausted := r.failed(key("a"), why); (answer{wait, exhausted}) != want {
-			t.Errorf("%s: %v, %t; want %+v", what, wait, exhausted, want)
-		}
-	}
-	const ms = time.Millisecond
-	expect("first", apifailure.Server, answer{100 * ms, false})
-	expect("second", apifailure.Conflict, answer{200 * ms, false})
-	expect("no answer does not count", apifailure.Unreachable, answer{100 * ms, false})
-	expect("no answer again", apifailure.Unreachable, answer{200 * ms, false})
-	expect("third", apifailure.Forbidden, answer{400 * ms, false})
-	expect("no answer begins anew", apifailure.Unreachable, answer{100 * ms, false})
-	expect("fourth", apifailure.Server, answer{resync, true})
-	expect("fifth", apifailure.Server, answer{resync, true})
-	if wait, exhausted := r.failed(key("b"), apifailure.Server); wait != 100*ms || exhausted {
-		t.Errorf("another pod: %v, %t", wait, exhausted)
-	}
-	r.succeeded(key("a"))
-	expect("after a success", apifailure.Server, answer{100 * ms, false})
-
-	for range 20 {
-		r.failed(key("a"), apifailure.Unreachable)
-	}
-	expect("no answer for long", apifailure.Unreachable, answer{unreachableRetry, false})
 }
 
 func TestHolds(t *testing.T) {

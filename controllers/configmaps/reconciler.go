@@ -4,6 +4,8 @@ package configmaps
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -13,11 +15,13 @@ import (
 	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/podconfigmap/podconfigmap-controller/internal/apifailure"
 	"github.com/podconfigmap/podconfigmap-controller/internal/ledger"
 	"github.com/podconfigmap/podconfigmap-controller/internal/logging"
 	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
+	"github.com/podconfigmap/podconfigmap-controller/internal/retry"
 	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 )
 
@@ -49,7 +53,7 @@ type Reconciler struct {
 	waiting   *waiting
 	holds     *holds
 	pace      *pace
-	retries   *retries
+	retries   *retry.Backoff
 	departed  *departed
 	inherited *inherited
 }
@@ -63,7 +67,7 @@ func NewReconciler(o Options) *Reconciler {
 		waiting:   newWaiting(),
 		holds:     newHolds(o.ResyncPeriod, time.Now),
 		pace:      newPace(minUpdateInterval, time.Now),
-		retries:   newRetries(o.MaxRetries, o.ResyncPeriod),
+		retries:   retry.New(o.MaxRetries, o.ResyncPeriod),
 		departed:  newDeparted(time.Now),
 		inherited: newInherited(),
 	}
@@ -125,7 +129,7 @@ func (r *Reconciler) carryOut(ctx context.Context, s *step, report *report) {
 	pod := report.pod
 	if s.verb == update {
 		if report.paced > 0 {
-			report.requeueAfter(report.paced) // what is known of it stays
+			report.putOff() // what is known of it stays
 			return
 		}
 		r.pace.updated(pod.Key())
@@ -176,32 +180,36 @@ func (r *Reconciler) sweep(ctx context.Context, pod types.NamespacedName, owned 
 	if wait := r.departed.graceLeft(pod); wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}
 	}
-	for _, cm := range owned {
-		if !cm.Ours() || cm.Deleting {
-			continue
-		}
-		if err := r.sweepOne(ctx, pod, cm); err != nil && !apifailure.IsTerminating(err) {
-			why := apifailure.Within(ctx, err)
-			r.Metrics.failed(pod.Namespace, why)
-			wait, _ := r.retries.failed(pod, why)
-			logging.Warning(klog.FromContext(ctx), "Leftover ConfigMap stays for now", "pod", pod, "err", err, "retryIn", wait)
-			return ctrl.Result{RequeueAfter: wait}
-		}
+	if err := r.sweepAll(ctx, pod, owned); err != nil && !apifailure.IsTerminating(err) {
+		r.Metrics.failed(pod.Namespace, apifailure.Within(ctx, err))
+		wait, _ := r.retries.Failed(pod, err)
+		logging.Warning(klog.FromContext(ctx), "Leftover ConfigMap stays for now", "pod", pod, "err", err, "retryIn", wait)
+		return ctrl.Result{RequeueAfter: wait}
 	}
-	r.retries.succeeded(pod)
+	r.retries.Succeeded(pod)
 	r.departed.returned(pod)
 	r.endNamespace(pod.Namespace)
 	return ctrl.Result{}
 }
 
-func (r *Reconciler) sweepOne(ctx context.Context, pod types.NamespacedName, cm *observed.ConfigMap) error {
-	live, err := r.Client.Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err), err == nil && live.UID != cm.OwnerUID:
-		return r.applier.delete(ctx, cm)
-	default:
-		return err
+func (r *Reconciler) sweepAll(ctx context.Context, pod types.NamespacedName, owned []*observed.ConfigMap) error {
+	leftovers := slices.DeleteFunc(owned, func(cm *observed.ConfigMap) bool { return !cm.Ours() || cm.Deleting })
+	if len(leftovers) == 0 {
+		return nil
 	}
+	live, err := r.Client.Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("looking whether pod %q is gone: %w", pod.Name, err)
+	}
+	for _, cm := range leftovers {
+		if err == nil && live.UID == cm.OwnerUID {
+			continue // the cache is behind
+		}
+		if err := r.applier.delete(ctx, cm); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // forget drops what is kept in memory of a pod that is gone.

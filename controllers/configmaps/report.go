@@ -36,7 +36,9 @@ type report struct {
 	inherited bool          // from the manager before, and not looked at since
 	waitFor   []string
 	failures  []failedStep
-	again     time.Duration // 0: not before something changes
+	// unfinished tells that a step was put off: it may fail yet.
+	unfinished bool
+	again      time.Duration // 0: not before something changes
 }
 
 type failedStep struct {
@@ -57,6 +59,12 @@ func (r *report) wait(name string) {
 // waitNoMore undoes wait.
 func (r *report) waitNoMore(name string) {
 	r.waitFor = slices.DeleteFunc(r.waitFor, func(n string) bool { return n == name })
+}
+
+// putOff leaves an update for later, because the last one was a moment ago.
+func (r *report) putOff() {
+	r.unfinished = true
+	r.requeueAfter(r.paced)
 }
 
 // requeueAfter asks for another look, at the latest then.
@@ -114,8 +122,9 @@ func (r *report) waitForHolder(s *step) {
 	r.wait(s.name)
 	now := r.ConfigMaps.Get(types.NamespacedName{Namespace: r.pod.Namespace.Value(), Name: s.name})
 	if s.current != nil && s.current.Config.Value() != "" && (now == nil || now.UID != s.current.UID) {
-		// It went between the look and the wait: no event will tell.
-		r.requeueAfter(time.Millisecond)
+		// It went between the look and the wait, and no event will tell; or the
+		// cache is behind.
+		r.requeueAfter(minUpdateInterval)
 	}
 }
 
@@ -144,18 +153,20 @@ func (r *report) finish(ctx context.Context) ctrl.Result {
 		r.holds.release(holdKey{key, name})
 	}
 	if len(r.failures) == 0 {
-		r.retries.succeeded(key)
+		if !r.unfinished {
+			r.retries.Succeeded(key)
+		}
 		return ctrl.Result{RequeueAfter: r.again}
 	}
-	var why apifailure.Type
+	var telling error // the first of those that say something about the pod
 	for _, f := range r.failures {
-		one := apifailure.Within(ctx, f.err)
-		r.Metrics.failed(key.Namespace, one)
-		if why == "" || one.SaysSomething() {
-			why = one
+		r.Metrics.failed(key.Namespace, apifailure.Within(ctx, f.err))
+		if telling == nil || !apifailure.Answered(telling) && apifailure.Answered(f.err) {
+			telling = f.err
 		}
 	}
-	wait, exhausted := r.retries.failed(key, why)
+	why := apifailure.Within(ctx, telling)
+	wait, exhausted := r.retries.Failed(key, telling)
 	for _, f := range r.failures {
 		r.recordFailure(f, exhausted, wait)
 	}
@@ -170,7 +181,7 @@ func (r *report) recordFailure(f failedStep, exhausted bool, wait time.Duration)
 		failure = &ledger.Failure{
 			Reason: v1alpha1.ReasonRetriesExhausted,
 			Message: fmt.Sprintf("%v; gave up after %d tries in a row, next try within %s",
-				f.err, r.retries.max, wait),
+				f.err, r.retries.Most(), wait),
 		}
 		if f.config == nil || !r.known(f.step, failure) {
 			r.warn(f.config, failure)

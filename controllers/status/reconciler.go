@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -21,7 +22,9 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/internal/apifailure"
 	"github.com/podconfigmap/podconfigmap-controller/internal/eventnote"
 	"github.com/podconfigmap/podconfigmap-controller/internal/ledger"
+	"github.com/podconfigmap/podconfigmap-controller/internal/logging"
 	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
+	"github.com/podconfigmap/podconfigmap-controller/internal/retry"
 	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 )
 
@@ -48,17 +51,26 @@ type Options struct {
 	Events      events.EventRecorder
 	Metrics     *Metrics
 	EBPFEnabled bool
+	// MaxRetries is how many failures in a row a config's status may have before
+	// it is retried at the ResyncPeriod only.
+	MaxRetries   int
+	ResyncPeriod time.Duration
 }
 
 // Reconciler writes the status of one config at a time.
 type Reconciler struct {
 	Options
-	memory memory
+	memory  memory
+	retries *retry.Backoff
 }
 
 // NewReconciler returns a Reconciler.
 func NewReconciler(o Options) *Reconciler {
-	return &Reconciler{Options: o, memory: memory{now: time.Now, configs: map[types.NamespacedName]times{}}}
+	return &Reconciler{
+		Options: o,
+		memory:  memory{now: time.Now, configs: map[types.NamespacedName]times{}},
+		retries: retry.New(o.MaxRetries, o.ResyncPeriod),
+	}
 }
 
 // Reconcile computes a config's status and writes it where it differs.
@@ -119,11 +131,26 @@ func (r *Reconciler) write(ctx context.Context, pcmc *v1alpha1.PodConfigMapConfi
 	case apierrors.IsNotFound(err):
 		return ctrl.Result{}, nil
 	case err != nil:
-		r.Metrics.Failed(telemetry.PCMC, pcmc.Namespace, string(apifailure.Within(ctx, err)))
-		return ctrl.Result{}, fmt.Errorf("writing the status of PodConfigMapConfig %q: %w", pcmc.Name, err)
+		return r.failed(ctx, pcmc, fmt.Errorf("writing the status of PodConfigMapConfig %q: %w", pcmc.Name, err)), nil
 	}
+	r.retries.Succeeded(client.ObjectKeyFromObject(pcmc))
 	r.announce(pcmc, before.Status.Conditions)
 	return ctrl.Result{}, nil
+}
+
+// failed tells when to try again. A status that cannot be written cannot say so
+// itself: an Event does.
+func (r *Reconciler) failed(ctx context.Context, pcmc *v1alpha1.PodConfigMapConfig, err error) ctrl.Result {
+	r.Metrics.Failed(telemetry.PCMC, pcmc.Namespace, string(apifailure.Within(ctx, err)))
+	wait, exhausted := r.retries.Failed(client.ObjectKeyFromObject(pcmc), err)
+	if !exhausted {
+		logging.Warning(klog.FromContext(ctx), "Will try again", "pcmc", client.ObjectKeyFromObject(pcmc), "err", err, "retryIn", wait)
+		return ctrl.Result{RequeueAfter: wait}
+	}
+	klog.FromContext(ctx).Error(err, "Gave up on a config's status for now", "pcmc", client.ObjectKeyFromObject(pcmc), "retryIn", wait)
+	r.Events.Eventf(pcmc, nil, corev1.EventTypeWarning, v1alpha1.ReasonRetriesExhausted, "UpdateStatus", "%s",
+		eventnote.Shorten(fmt.Sprintf("%v; gave up after %d tries in a row, next try within %s", err, r.retries.Most(), wait), eventnote.MaxBytes))
+	return ctrl.Result{RequeueAfter: wait}
 }
 
 // announce emits an Event for each condition that turned bad, or good again.
@@ -146,6 +173,7 @@ func (r *Reconciler) announce(pcmc *v1alpha1.PodConfigMapConfig, before []metav1
 // forget ends what is kept of a config that is gone.
 func (r *Reconciler) forget(ctx context.Context, config types.NamespacedName) error {
 	r.memory.forget(config)
+	r.retries.Succeeded(config)
 	r.Metrics.forget(config)
 	left := &v1alpha1.PodConfigMapConfigList{}
 	if err := r.Client.List(ctx, left, client.InNamespace(config.Namespace), client.UnsafeDisableDeepCopy); err != nil {

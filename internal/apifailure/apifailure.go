@@ -46,7 +46,7 @@ var meanings = map[Type]string{
 }
 
 // Meaning says in a few words what the type is.
-func (e Type) Meaning() string { return meanings[e] }
+func (t Type) Meaning() string { return meanings[t] }
 
 // Types lists every Type.
 func Types() []Type {
@@ -97,10 +97,7 @@ func isServerError(err error) bool {
 	return errors.As(err, &status) && status.Status().Code >= 500
 }
 
-func isNoAnswer(err error) bool {
-	var status apierrors.APIStatus
-	return !errors.As(err, &status)
-}
+func isNoAnswer(err error) bool { return !Answered(err) }
 
 // IsTerminating tells that the namespace is going or gone: there is nothing
 // left to do in it.
@@ -108,7 +105,9 @@ func IsTerminating(err error) bool {
 	return apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause)
 }
 
-// SaysSomething tells whether an error says something about the pod or its
-// ConfigMaps. An API server that does not answer says nothing, and is asked
-// again until it does.
-func (e Type) SaysSomething() bool { return e != Unreachable && e != Timeout }
+// Answered tells whether the API server has answered, be it with an error. One
+// that has not says nothing about the object.
+func Answered(err error) bool {
+	var status apierrors.APIStatus
+	return errors.As(err, &status)
+}

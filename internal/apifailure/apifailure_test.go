@@ -73,10 +73,18 @@ func TestWithin(t *testing.T) {
 	}
 }
 
-func TestSaysSomething(t *testing.T) {
-	for _, why := range Types() {
-		if got, want := why.SaysSomething(), why != Unreachable && why != Timeout; got != want {
-			t.Errorf("%s says something: %t", why, got)
+func TestAnswered(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"refused":       {syscall.ECONNREFUSED, false},
+		"late":          {context.DeadlineExceeded, false},
+		"its own error": {apierrors.NewInternalError(errors.New("x")), true},
+		"its time-out":  {apierrors.NewTimeoutError("x", 1), true},
+	} {
+		if got := Answered(fmt.Errorf("doing a thing: %w", tc.err)); got != tc.want {
+			t.Errorf("%s: %t, want %t", name, got, tc.want)
 		}
 	}
 }

@@ -168,6 +168,7 @@ func addControllers(mgr ctrl.Manager, s *settings.Settings, pods *observed.Pods,
 	}
 	statusController := status.NewReconciler(status.Options{
 		Client: mgr.GetClient(), Pods: pods, Ledger: book, Events: events, Metrics: forStatus, EBPFEnabled: s.EBPFEnabled,
+		MaxRetries: s.MaxRetries, ResyncPeriod: s.ResyncPeriod,
 	})
 	return statusController.SetUp(mgr, s.PCMCWorkers, s.ReconciliationTimeout)
 }

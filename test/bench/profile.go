@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -49,9 +50,8 @@ func (b *bench) startInProcess(ctx context.Context) (*operator, error) {
 	if err != nil {
 		return nil, err
 	}
-	for name, value := range b.environ {
-		environ[name] = value
-	}
+	maps.Copy(environ, patientLease)
+	maps.Copy(environ, b.environ)
 	environ["METRICS_ADDR"], environ["HEALTH_PROBE_ADDR"] = "0", "0"
 	s, err := settings.Parse(environ)
 	if err != nil {

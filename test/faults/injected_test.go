@@ -59,10 +59,21 @@ func TestInjectedFaults(t *testing.T) {
 			cuts, lastCut = cuts+p.conns.cut(), time.Now()
 		}
 	}
-	began := time.Now()
+	// A manager that lost its Lease and began anew would hide that one did not try
+	// again.
+	began, starts, faults := time.Now(), len(s.Managers()), faultsAtRandom(random)
+	p.set(func(r *http.Request) fault {
+		if ofLease(r) {
+			return fault{}
+		}
+		return faults(r)
+	})
 	waitServed(t, shared, namespace)
 	figure(t, "injected faults: %d changes of pods and configs; all was right %.1fs after the last; %d starts of the manager; %s, connections cut: %d",
-		c.made, time.Since(began).Seconds(), len(s.Managers()), p.summary(), cuts)
+		c.made, time.Since(began).Seconds(), starts, p.summary(), cuts)
+	if n := len(s.Managers()); n > starts {
+		t.Errorf("after the changes the manager was started %d times more", n-starts)
+	}
 	if cuts == 0 {
 		t.Error("no connection was cut")
 	}
