@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // The command podconfigmap-controller runs the operator in one of its modes.
+//
+// cmd/main.go is a link to this file: operator-sdk wants to see it there.
 package main
 
 import (

@@ -18,15 +18,26 @@ var (
 	// GroupVersion names this group and version.
 	GroupVersion = schema.GroupVersion{Group: "podconfig.example.com", Version: "v1alpha1"}
 
-	// SchemeBuilder collects the functions that register this package's types.
-	SchemeBuilder = runtime.NewSchemeBuilder(addKnownTypes)
+	// SchemeBuilder collects this package's types.
+	SchemeBuilder = &schemeBuilder{}
 
 	// AddToScheme registers this package's types with a scheme.
 	AddToScheme = SchemeBuilder.AddToScheme
 )
 
-func addKnownTypes(scheme *runtime.Scheme) error {
-	scheme.AddKnownTypes(GroupVersion, &PodConfigMapConfig{}, &PodConfigMapConfigList{})
+// schemeBuilder has the methods that `operator-sdk create api` writes calls of.
+type schemeBuilder struct{ objects []runtime.Object }
+
+// Register adds types.
+func (b *schemeBuilder) Register(objects ...runtime.Object) {
+	b.objects = append(b.objects, objects...)
+}
+
+// AddToScheme registers the types with a scheme.
+func (b *schemeBuilder) AddToScheme(scheme *runtime.Scheme) error {
+	scheme.AddKnownTypes(GroupVersion, b.objects...)
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil
 }
+
+func init() { SchemeBuilder.Register(&PodConfigMapConfig{}, &PodConfigMapConfigList{}) }

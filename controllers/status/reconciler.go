@@ -35,6 +35,9 @@ import (
 const (
 	// writeInterval is the least time between two writes of one config's status.
 	writeInterval = time.Second
+	// lookInterval is the least time between two looks at all pods of a config
+	// while they are being worked on.
+	lookInterval = 500 * time.Millisecond
 	// patience is how long pods may be worked on before the status says so: a
 	// pod that is done in a moment should not make a condition flap.
 	patience = time.Second
@@ -192,13 +195,24 @@ type memory struct {
 	configs map[types.NamespacedName]times
 }
 
-type times struct{ written, workingSince time.Time }
+// times are zero where something did not happen.
+type times struct{ written, looked, workingSince time.Time }
 
-// pause tells how long it is until the status may be written again.
+// pause tells how long it is until the config's pods are worth a look: until the
+// status may be written again, or until work has gone on. Zero begins the look.
 func (m *memory) pause(config types.NamespacedName) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return max(0, writeInterval-m.now().Sub(m.configs[config].written))
+	t, now := m.configs[config], m.now()
+	wait := writeInterval - now.Sub(t.written)
+	if !t.workingSince.IsZero() {
+		wait = max(wait, lookInterval-now.Sub(t.looked))
+	}
+	if wait <= 0 {
+		t.looked = now
+		m.configs[config] = t
+	}
+	return max(0, wait)
 }
 
 // patience tells how long work that is under way is not told yet. A settled

@@ -170,7 +170,13 @@ func addControllers(mgr ctrl.Manager, s *settings.Settings, pods *observed.Pods,
 		Client: mgr.GetClient(), Pods: pods, Ledger: book, Events: events, Metrics: forStatus, EBPFEnabled: s.EBPFEnabled,
 		MaxRetries: s.MaxRetries, ResyncPeriod: s.ResyncPeriod,
 	})
-	return statusController.SetUp(mgr, s.PCMCWorkers, s.ReconciliationTimeout)
+	if err := statusController.SetUp(mgr, s.PCMCWorkers, s.ReconciliationTimeout); err != nil {
+		return err
+	}
+	return mgr.Add(&garbageTuner{
+		synced:  func() bool { return pods.HasSynced() && configMaps.HasSynced() },
+		waiting: func() int { return forConfigMaps.QueueLength(telemetry.Pod) },
+	})
 }
 
 // addOperatorCondition reports to OLM, where OLM runs this operator.

@@ -54,7 +54,6 @@ type ConfigMap struct {
 
 	Data Digest
 
-	HasLabels     bool // any label at all: a patch may add to them
 	HasBinaryData bool
 	Immutable     bool
 	Deleting      bool
@@ -71,7 +70,6 @@ func NewConfigMap(cm *corev1.ConfigMap) *ConfigMap {
 		Config:          unique.Make(cm.Labels[v1alpha1.LabelGeneratedBy]),
 		PodUID:          types.UID(cm.Labels[v1alpha1.LabelPodUID]),
 		Data:            DigestOf(cm.Data),
-		HasLabels:       len(cm.Labels) > 0,
 		HasBinaryData:   len(cm.BinaryData) > 0,
 		Immutable:       cm.Immutable != nil && *cm.Immutable,
 		Deleting:        cm.DeletionTimestamp != nil,

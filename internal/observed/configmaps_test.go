@@ -38,8 +38,8 @@ func changed(change func(*corev1.ConfigMap)) *ConfigMap {
 func TestNewConfigMap(t *testing.T) {
 	c := NewConfigMap(exampleConfigMap())
 	got := fmt.Sprintln(c.Key(), c.Owner(), c.UID, c.ResourceVersion, c.Config.Value(), c.PodUID, c.OwnerUID,
-		c.HasLabels, c.HasBinaryData, c.Immutable, c.Deleting, c.WrittenByUs, c.Ours(), c.Data == DigestOf(map[string]string{"k": "v"}))
-	if want := "shop/cm shop/web cm-uid 10 meta pod-uid pod-uid true false false false false true true\n"; got != want {
+		c.HasBinaryData, c.Immutable, c.Deleting, c.WrittenByUs, c.Ours(), c.Data == DigestOf(map[string]string{"k": "v"}))
+	if want := "shop/cm shop/web cm-uid 10 meta pod-uid pod-uid false false false false true true\n"; got != want {
 		t.Errorf("NewConfigMap copies\n%s, want\n%s", got, want)
 	}
 	if m := c.GetObjectMeta(); m.GetNamespace() != "shop" || m.GetName() != "cm" || m.GetUID() != "cm-uid" || m.GetResourceVersion() != "10" {
@@ -53,7 +53,7 @@ func TestNewConfigMap(t *testing.T) {
 		"binary data": {func(cm *corev1.ConfigMap) { cm.BinaryData = map[string][]byte{"b": nil} }, func(c *ConfigMap) bool { return c.HasBinaryData }},
 		"immutable":   {func(cm *corev1.ConfigMap) { cm.Immutable = &yes }, func(c *ConfigMap) bool { return c.Immutable }},
 		"deleting":    {func(cm *corev1.ConfigMap) { cm.DeletionTimestamp = &metav1.Time{} }, func(c *ConfigMap) bool { return c.Deleting }},
-		"no labels":   {func(cm *corev1.ConfigMap) { cm.Labels = nil }, func(c *ConfigMap) bool { return !c.HasLabels && c.Config.Value() == "" }},
+		"no labels":   {func(cm *corev1.ConfigMap) { cm.Labels = nil }, func(c *ConfigMap) bool { return c.PodUID == "" && c.Config.Value() == "" }},
 		"written by us": {func(cm *corev1.ConfigMap) {
 			cm.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: FieldManager}, {Manager: "kubectl"}}
 		}, func(c *ConfigMap) bool { return c.WrittenByUs }},

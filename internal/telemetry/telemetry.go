@@ -96,6 +96,9 @@ func (r *Reconciliation) Failed(resourceType, namespace, errorType string) {
 // Queue exposes a work queue's length from now on.
 func (r *Reconciliation) Queue(name string, length func() int) { r.queues.set(name, length) }
 
+// QueueLength is how many items wait in a work queue; 0 where it is not known.
+func (r *Reconciliation) QueueLength(name string) int { return r.queues.length(name) }
+
 // ForgetNamespace ends the series of a namespace in which nothing of the
 // resource type is left to reconcile.
 func (r *Reconciliation) ForgetNamespace(resourceType, namespace string) {
@@ -121,6 +124,15 @@ func (q *queues) set(name string, length func() int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.lengths[name] = length
+}
+
+func (q *queues) length(name string) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if length, known := q.lengths[name]; known {
+		return length()
+	}
+	return 0
 }
 
 func (q *queues) Describe(out chan<- *prometheus.Desc) { out <- queueDepth }

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package manager
+
+import (
+	"context"
+	"runtime/debug"
+	"time"
+)
+
+const (
+	// crowdGC is Go's GOGC while many pods wait: collecting garbage then costs a
+	// fifth of what it would at the default, 100. GOMEMLIMIT, where it is set,
+	// still bounds the heap.
+	crowdGC = 400
+	// restGC is GOGC at rest, when there is little garbage and memory counts.
+	restGC = 50
+	// crowdSize is how many waiting pods are a crowd.
+	crowdSize = 100
+	gcPeriod  = time.Second
+)
+
+// garbageTuner trades memory for speed while a crowd of pods is worked on, and
+// gives the memory back afterwards. It is a manager's Runnable.
+type garbageTuner struct {
+	// synced tells whether the first lists are complete.
+	synced func() bool
+	// waiting tells how many pods wait.
+	waiting func() int
+}
+
+// Start tunes until the context ends.
+func (g *garbageTuner) Start(ctx context.Context) error {
+	crowd := true
+	debug.SetGCPercent(crowdGC)
+	tick := time.NewTicker(gcPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		switch waiting := g.waiting(); {
+		case crowd && waiting == 0 && g.synced():
+			debug.SetGCPercent(restGC)
+			debug.FreeOSMemory()
+			crowd = false
+		case !crowd && waiting > crowdSize:
+			debug.SetGCPercent(crowdGC)
+			crowd = true
+		}
+	}
+}
+
+// NeedLeaderElection is false: standbys list, too.
+func (g *garbageTuner) NeedLeaderElection() bool { return false }
