@@ -180,10 +180,11 @@ func TestTemplateErrors(t *testing.T) {
 		return func(c *spec) { c.ConfigMapDataTemplate = map[string]string{"zone": template} }
 	}
 	const unparsed = `spec.configMapDataTemplate: template "zone", line 1: unclosed action; pods keep the ConfigMaps they have`
-	c := s.config("m", spec{ConfigMapDataTemplate: map[string]string{"zone": "{{ .podName "}})
+	s.config("m", spec{ConfigMapDataTemplate: map[string]string{"zone": "{{ .podName "}})
 	s.expectCondition("m", v1alpha1.ConditionConfigMapsSynced, "False TemplateInvalid: "+unparsed)
 	s.expectEvent("Warning TemplateInvalid PodConfigMapConfig/m: " + unparsed)
-	if c, _ = s.status("m", ""); c.Status.ObservedGeneration != 1 || c.Status.MatchedPods != 0 {
+	c, _ := s.status("m", "")
+	if c.Status.ObservedGeneration != 1 || c.Status.MatchedPods != 0 {
 		t.Errorf("without pods: %+v", c.Status)
 	}
 	a, b := s.pod("a", map[string]string{"zone": "z1"}), s.pod("b", nil)
@@ -313,7 +314,7 @@ func TestNamespaceGoes(t *testing.T) {
 	s.must(cluster.Client.Delete(t.Context(), namespace))
 	s.eventually("the namespace goes", func() error {
 		if err := cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(namespace), namespace); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("it is there (%v): %v", err, namespace.Status)
+			return fmt.Errorf("it is there, with status %v", namespace.Status)
 		}
 		return nil
 	})

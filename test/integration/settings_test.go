@@ -34,7 +34,7 @@ func TestWithoutCRD(t *testing.T) {
 	s.must(cluster.Client.Delete(t.Context(), crd))
 	s.eventually("the CRD goes", func() error {
 		if err := cluster.Client.List(t.Context(), &v1alpha1.PodConfigMapConfigList{}); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("listing: %v", err)
+			return fmt.Errorf("listing gives %w", err)
 		}
 		return nil
 	})
