@@ -89,6 +89,8 @@ func (a *applier) create(ctx context.Context, pod *observed.Pod, s *step) error 
 	return nil
 }
 
+var noData = observed.DigestOf(nil)
+
 // patch turns the current ConfigMap into the step's, as a strategic merge patch,
 // which costs the API server a tenth less than a JSON patch. It holds the UID
 // and the resource version that were planned for, so a ConfigMap that changed
@@ -100,10 +102,13 @@ func patch(pod *observed.Pod, s *step) ([]byte, error) {
 	if s.current.Config.Value() != s.config.Name || s.current.PodUID != pod.UID {
 		metadata["labels"] = object{v1alpha1.LabelGeneratedBy: s.config.Name, v1alpha1.LabelPodUID: pod.UID}
 	}
-	// The directive replaces the map instead of merging into it. No data key can
-	// begin with a dollar sign. Source: Kubernetes' notes on strategic merge patch.
 	data := maps.Clone(s.data)
-	data["$patch"] = "replace"
+	if s.current.Data != noData {
+		// The directive replaces the map instead of merging into it; where there is
+		// none, it would make none. No data key can begin with a dollar sign.
+		// Source: Kubernetes' notes on strategic merge patch.
+		data["$patch"] = "replace"
+	}
 	body := object{"metadata": metadata, "data": data}
 	if s.current.HasBinaryData {
 		body["binaryData"] = nil

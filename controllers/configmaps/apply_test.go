@@ -45,6 +45,9 @@ func TestPatch(t *testing.T) {
 		want   string
 	}{
 		"data alone":        {nil, data + holds},
+		"no data yet":       {func(cm *corev1.ConfigMap) { cm.Data = nil }, `{"data":{"k":"v"},"metadata":{` + holds},
+		"no data at all":    {func(cm *corev1.ConfigMap) { cm.Data = nil }, `{"data":{"k":"v"},"metadata":{` + holds},
+		"empty data":        {func(cm *corev1.ConfigMap) { cm.Data = map[string]string{} }, `{"data":{"k":"v"},"metadata":{` + holds},
 		"a foreign label":   {func(cm *corev1.ConfigMap) { maps.Copy(cm.Labels, map[string]string{"theirs": "x"}) }, data + holds},
 		"config's label":    {func(cm *corev1.ConfigMap) { cm.Labels[v1alpha1.LabelGeneratedBy] = "other" }, data + labels + holds},
 		"pod's label":       {func(cm *corev1.ConfigMap) { delete(cm.Labels, v1alpha1.LabelPodUID) }, data + labels + holds},
