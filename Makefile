@@ -79,7 +79,9 @@ clean: ## Remove what was built here (the control plane's programs stay in your 
 
 .PHONY: test
 test: controlplane ## Run all tests, on a real control plane.
+	@rm -f build/faults.txt
 	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) $(PACKAGES)
+	@if [ -f build/faults.txt ]; then echo; echo "Measured by test/faults:"; cat build/faults.txt; fi
 
 .PHONY: race
 race: controlplane ## Run the tests with the race detector (needs a C compiler).

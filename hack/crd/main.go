@@ -37,34 +37,32 @@ func complete(file string) error {
 	if err := yaml.Unmarshal(text, &crd); err != nil {
 		return err
 	}
-	if added := walk(crd); added == 0 {
-		return fmt.Errorf("no map of strings and no timestamp: is this a generated CRD?")
+	if crd["kind"] != "CustomResourceDefinition" {
+		return fmt.Errorf("its kind is %v, not CustomResourceDefinition", crd["kind"])
 	}
+	walk(crd)
 	if text, err = yaml.Marshal(crd); err != nil {
 		return err
 	}
 	return os.WriteFile(file, append([]byte("---\n"), text...), 0o644)
 }
 
-// walk completes every schema below a node and returns how many it completed.
-func walk(node any) (added int) {
+// walk completes every schema below a node.
+func walk(node any) {
 	switch node := node.(type) {
 	case []any:
 		for _, child := range node {
-			added += walk(child)
+			walk(child)
 		}
 	case map[string]any:
 		if values, ok := node["additionalProperties"].(map[string]any); ok && values["type"] == "string" {
 			values["default"] = ""
-			added++
 		}
 		if node["type"] == "string" && node["format"] == "date-time" {
 			node["pattern"] = "^[^tz]+$"
-			added++
 		}
 		for _, child := range node {
-			added += walk(child)
+			walk(child)
 		}
 	}
-	return added
 }

@@ -37,16 +37,16 @@ type Settings struct {
 	MetricsAddr           string        `env:"METRICS_ADDR" envDefault:":8080" doc:"Address of /metrics, as host:port; 0 turns it off."`
 	HealthProbeAddr       string        `env:"HEALTH_PROBE_ADDR" envDefault:":8081" doc:"Address of /healthz and /readyz, as host:port; 0 turns them off."`
 	EBPFEnabled           bool          `env:"EBPF_ENABLED" envDefault:"false" doc:"The feature flag of the eBPF subsystem. While it is off, no privileged workload exists, and a config that asks for eBPF says so in its EBPFReady condition."`
-	AgentLegacyKernels    bool          `env:"AGENT_LEGACY_KERNELS" envDefault:"false" doc:"Whether nodes with kernels before 5.11 that are labelled for it are served by a second agent DaemonSet with more capabilities."`
+	AgentLegacyKernels    bool          `env:"AGENT_LEGACY_KERNELS" envDefault:"false" doc:"(Not used in this release.) Whether nodes with kernels before 5.11 that are labelled for it are served by a second agent DaemonSet with more capabilities."`
 	WatchNamespaces       []string      `env:"WATCH_NAMESPACE" shown:"all namespaces" doc:"Namespaces to watch, separated by commas; empty means all."`
-	PodName               string        `env:"POD_NAME" doc:"The operator's own pod; names it in the Lease and in Events. Set it by the downward API."`
+	PodName               string        `env:"POD_NAME" doc:"The operator's own pod; names it in the Lease. Set it by the downward API."`
 	PodNamespace          string        `env:"POD_NAMESPACE" doc:"The operator's own namespace. Set it by the downward API."`
 	Kubeconfig            string        `env:"KUBECONFIG" shown:"the pod's service account" doc:"Kubeconfig file(s) of the cluster to work on."`
 	OperatorConditionName string        `env:"OPERATOR_CONDITION_NAME" doc:"The OperatorCondition in the operator's namespace in which it reports Upgradeable. OLM sets it."`
-	RelatedImageAgent     string        `env:"RELATED_IMAGE_AGENT" shown:"the manager's own image" doc:"Image of the node agent."`
-	NodeName              string        `env:"NODE_NAME" doc:"Agent only: the node it serves. Set it by the downward API."`
-	CgroupRoot            string        `env:"CGROUP_ROOT" shown:"the node's cgroup v2 mount" doc:"Agent only: root of the cgroup v2 tree, as an absolute path."`
-	BPFFSRoot             string        `env:"BPFFS_ROOT" shown:"/sys/fs/bpf/podconfigmap/POD_NAMESPACE" doc:"Agent only: the bpffs directory that holds its pins, as an absolute path."`
+	RelatedImageAgent     string        `env:"RELATED_IMAGE_AGENT" shown:"the manager's own image" doc:"Image of the node agent (not used in this release)."`
+	NodeName              string        `env:"NODE_NAME" doc:"Agent only (not used in this release): the node it serves. Set it by the downward API."`
+	CgroupRoot            string        `env:"CGROUP_ROOT" shown:"the node's cgroup v2 mount" doc:"Agent only (not used in this release): root of the cgroup v2 tree, as an absolute path."`
+	BPFFSRoot             string        `env:"BPFFS_ROOT" shown:"/sys/fs/bpf/podconfigmap/POD_NAMESPACE" doc:"Agent only (not used in this release): the bpffs directory that holds its pins, as an absolute path."`
 }
 
 // Error lists every variable that was refused, so that one start shows them all.

@@ -248,11 +248,10 @@ func TestStatusPace(t *testing.T) {
 	if progressed < 2 {
 		t.Errorf("%d statuses before the last one; it should tell of the progress", progressed)
 	}
-	for i := 1; i < len(times); i++ {
-		// What was sent a second apart may arrive a little less apart.
-		if gap := times[i].Sub(times[i-1]); gap < 800*time.Millisecond {
-			t.Errorf("statuses %d and %d are %v apart", i-1, i, gap)
-		}
+	// What was sent a second apart may arrive less apart, but not all of it.
+	least := time.Duration(len(times)-2) * time.Second
+	if span := times[len(times)-1].Sub(times[0]); span < least {
+		t.Errorf("%d statuses within %v, more than one a second", len(times), span)
 	}
 }
 
