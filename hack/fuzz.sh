@@ -11,5 +11,5 @@ cd "$(dirname "$0")/.."
 grep -rHoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file name; do
 	name=${name#func }
 	echo "fuzzing $name in $(dirname "$file") for $1"
-	go test -run='^$' -fuzz="^$name\$" -fuzztime="$1" "$(dirname "$file")" </dev/null
+	go test -run='^$' -fuzz="^$name\$" -fuzztime="$1" -fuzzminimizetime=1x "$(dirname "$file")" </dev/null
 done

@@ -105,7 +105,7 @@ func (r *report) refused(s *step) {
 	if s.failure == s.config.Problem {
 		return // the config's own Event and condition tell, once for all pods
 	}
-	if r.known(s, s.failure) {
+	if r.known(s, s.failure) || !r.isThere() {
 		return
 	}
 	r.Metrics.failed(r.pod.Namespace.Value(), why)
@@ -126,6 +126,13 @@ func (r *report) waitForHolder(s *step) {
 		// cache is behind.
 		r.requeueAfter(minUpdateInterval)
 	}
+}
+
+// isThere tells whether the pod has not gone meanwhile. What is known of a pod is
+// forgotten after it left the cache, so looking here last is safe.
+func (r *report) isThere() bool {
+	pod := r.Pods.Get(r.pod.Key())
+	return pod != nil && pod.UID == r.pod.UID
 }
 
 // known tells whether the ledger holds the same failure already.
@@ -149,6 +156,9 @@ func (r *report) failed(s *step, err error) {
 // finish tells when to look again.
 func (r *report) finish(ctx context.Context) ctrl.Result {
 	key := r.pod.Key()
+	if !r.isThere() {
+		defer r.forget(key) // it went meanwhile: what was just recorded goes, too
+	}
 	for _, name := range r.waiting.set(key, r.waitFor) {
 		r.holds.release(holdKey{key, name})
 	}
