@@ -51,7 +51,7 @@ kubectl: ## Build bin/kubectl, for machines without one.
 
 .PHONY: operator-sdk
 operator-sdk: ## Build bin/operator-sdk (about 10 minutes on two cores).
-	go -C hack/tools/operator-sdk build -trimpath -tags containers_image_openpgp -o $(CURDIR)/bin/operator-sdk github.com/operator-framework/operator-sdk/cmd/operator-sdk
+	go -C hack/tools/operator-sdk build -tags containers_image_openpgp -o $(CURDIR)/bin/operator-sdk github.com/operator-framework/operator-sdk/cmd/operator-sdk
 
 .PHONY: controlplane
 controlplane: ## Build etcd, kube-apiserver and kube-controller-manager (once; 6 to 12 minutes on two cores).
