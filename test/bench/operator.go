@@ -103,21 +103,55 @@ func hasLabels(m *dto.Metric, labels []string) bool {
 	return true
 }
 
-// cpu is the CPU time of its process so far. Source: proc_pid_stat(5), fields
-// 14 and 15, in ticks of 10 ms.
+// cpu is the CPU time of its process so far.
 func (op *operator) cpu() (time.Duration, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", op.pid))
+	_, cpu, err := processTimes(op.pid)
 	if err != nil {
 		return 0, fmt.Errorf("reading the operator's CPU time: %w", err)
 	}
-	_, rest, _ := strings.Cut(string(text), ") ") // the command may hold spaces
+	return cpu, nil
+}
+
+// ticks of 10 ms are what the kernel gives CPU times in.
+const tick = 10 * time.Millisecond
+
+// processTimes reads a process's parent and its CPU time. Source:
+// proc_pid_stat(5), fields 4, 14 and 15.
+func processTimes(pid int) (parent int, cpu time.Duration, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	_, rest, _ := strings.Cut(string(text), ") ") // the command before it may hold spaces
 	fields := strings.Fields(rest)
 	if len(fields) < 13 {
-		return 0, errors.New("reading the operator's CPU time: the line is too short")
+		return 0, 0, fmt.Errorf("reading /proc/%d/stat: the line is too short", pid)
 	}
+	parent, errParent := strconv.Atoi(fields[1])
 	user, errUser := strconv.Atoi(fields[11])
 	system, errSystem := strconv.Atoi(fields[12])
-	return time.Duration(user+system) * 10 * time.Millisecond, errors.Join(errUser, errSystem)
+	return parent, time.Duration(user+system) * tick, errors.Join(errParent, errUser, errSystem)
+}
+
+// allCPU is the CPU time so far of this process and its children: the operator,
+// the API server and etcd.
+func allCPU() (time.Duration, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, fmt.Errorf("reading CPU times: %w", err)
+	}
+	total := time.Duration(0)
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		// A process that ends meanwhile is none of ours.
+		if parent, cpu, err := processTimes(pid); err == nil && (parent == os.Getpid() || pid == os.Getpid()) {
+			total += cpu
+		}
+	}
+	return total, nil
 }
 
 // memory is what the operator's process takes, in bytes.
