@@ -24,7 +24,7 @@ func TestWait(t *testing.T) {
 		"work that ends in a moment":        {{pending: true, want: time.Second}, {after: 100 * ms, want: 400 * ms}, {after: 400 * ms, want: 0}},
 		"work that goes on is told of":      {{pending: true, want: time.Second}, {after: 400 * ms, pending: true, want: 100 * ms}, {after: 200 * ms, pending: true, want: 400 * ms}, {after: 500 * ms, pending: true, want: 0}},
 		"patience begins anew":              {{pending: true, want: time.Second}, {after: 900 * ms, want: 0}, {after: time.Second, pending: true, want: time.Second}},
-		"a write, then work":                {{write: true}, {after: 900 * ms, pending: true, want: 100 * ms}, {after: 100 * ms, pending: true, want: time.Second}},
+		"a write, then work":                {{write: true}, {after: 900 * ms, pending: true, want: 100 * ms}, {after: 100 * ms, pending: true, want: 4 * time.Second}, {after: 3 * time.Second, want: 0}},
 		"work, then a write, then work":     {{pending: true, want: time.Second}, {after: time.Second, pending: true, want: 0, write: true}, {after: 200 * ms, pending: true, want: 800 * ms}},
 		"a manager that begins":             {{pending: true, settled: true, want: 10 * time.Second}, {after: 4 * time.Second, pending: true, settled: true, want: 6 * time.Second}},
 		"a manager that wrote it before":    {{settled: true, write: true}, {after: 5 * time.Second, pending: true, settled: true, want: time.Second}},

@@ -35,6 +35,9 @@ import (
 const (
 	// writeInterval is the least time between two writes of one config's status.
 	writeInterval = time.Second
+	// progressInterval is the same while work is under way: a status is dear to the
+	// API server, which checks the whole config against its rules each time.
+	progressInterval = 5 * time.Second
 	// lookInterval is the least time between two looks at all pods of a config
 	// while they are being worked on.
 	lookInterval = 500 * time.Millisecond
@@ -234,7 +237,7 @@ func (m *memory) patience(config types.NamespacedName, unfinished, settled bool)
 	if settled && t.written.IsZero() {
 		bear = firstPatience
 	}
-	return max(0, bear-now.Sub(t.workingSince))
+	return max(0, bear-now.Sub(t.workingSince), progressInterval-now.Sub(t.written))
 }
 
 func (m *memory) wrote(config types.NamespacedName) {
