@@ -14,7 +14,7 @@ import (
 const (
 	mostMemory = 64 << 20
 	mostTime   = 2 * time.Minute // on a busy machine; the limits hold it far below
-	ok         = Kind("")         // allowed, but cheap
+	ok         = Kind("")        // allowed, but cheap
 )
 
 type attack struct {
