@@ -384,7 +384,7 @@ func without(granted, used map[right]bool) []string {
 // Everything in config builds, not only what is installed.
 func TestOtherManifests(t *testing.T) {
 	for folder, kinds := range map[string][]string{
-		"config/prometheus": {"ServiceMonitor"},
+		"config/prometheus": {"ConfigMap", "PrometheusRule", "ServiceMonitor"},
 		"config/samples":    {"Namespace", "Pod", "Pod", "Pod", "PodConfigMapConfig"},
 		"config/crd":        {"CustomResourceDefinition"},
 	} {
