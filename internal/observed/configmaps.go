@@ -119,11 +119,16 @@ func (c *ConfigMaps) remember(w ownWrite) {
 // watchWasFaster tells whether the watch has shown a write before its answer
 // came.
 func (c *ConfigMaps) watchWasFaster(w ownWrite) bool {
-	if !w.deleted {
-		return !newer(w.configMap.ResourceVersion, c.version(w.configMap.Namespace.Value()))
-	}
 	shown := c.Get(w.configMap.Key())
-	return shown == nil || shown.UID != w.configMap.UID || shown.Deleting
+	switch {
+	case w.deleted:
+		return shown == nil || shown.UID != w.configMap.UID || shown.Deleting
+	case shown == nil:
+		return !newer(w.configMap.ResourceVersion, c.version(w.configMap.Namespace.Value()))
+	default:
+		// Not the informer's version: that runs ahead of what is shown.
+		return !newer(w.configMap.ResourceVersion, shown.ResourceVersion)
+	}
 }
 
 // Confirm takes note of an event that the watch brought, and tells whether it
