@@ -10,18 +10,35 @@ GOLANGCI_LINT = go tool -modfile=hack/tools/golangci-lint/go.mod golangci-lint
 AGENT_CONTROLLERS = controllers/nodeagent
 MANAGER_CONTROLLERS = $(filter-out $(AGENT_CONTROLLERS),$(patsubst %/,%,$(wildcard controllers/*/)))
 
+BPF2GO = go tool -modfile=$(CURDIR)/hack/tools/go.mod bpf2go
+# One version: another would write other objects. Debian: clang-14 llvm-14 libbpf-dev.
+CLANG ?= clang-14
+LLVM_STRIP ?= llvm-strip-14
+# mcpu=v2 loads on every kernel from 5.4 on.
+BPF_CFLAGS = -O2 -g -Wall -Werror -mcpu=v2 -I/usr/include/$(shell uname -m)-linux-gnu
+# Each folder of ebpf/ that holds NAME.bpf.c gets NAME_bpfel.go and NAME_bpfel.o.
+BPF_SOURCES = $(wildcard ebpf/*/*.bpf.c)
+
 comma = ,
 empty =
 space = $(empty) $(empty)
 # The folders $(1) as controller-gen takes them.
 paths = "paths={$(subst $(space),$(comma),$(patsubst %,./%/...,$(strip $(1))))}"
 
-.PHONY: generate docs manifests verify lint fmt vet tools
+.PHONY: generate bpf docs manifests verify lint fmt vet tools
 
-generate: ## Write the generated Go code (tables of system calls, deep copies) and docs.
+generate: bpf ## Write the generated Go code (BPF objects, tables of system calls, deep copies) and docs.
 	go run ./hack/syscalls
 	$(CONTROLLER_GEN) object:headerFile=hack/boilerplate.go.txt paths=./api/...
 	go run ./hack/docs
+
+bpf: ## Compile the BPF programs (needs clang-14, llvm-14 and libbpf-dev).
+	@for source in $(BPF_SOURCES); do \
+		folder=$$(dirname $$source); name=$$(basename $$source .bpf.c); \
+		command -v $(CLANG) >/dev/null || { echo "compiling $$source needs $(CLANG): apt-get install clang-14 llvm-14 libbpf-dev" >&2; exit 1; }; \
+		(cd $$folder && GOPACKAGE=$$(basename $$folder) $(BPF2GO) -target bpfel -cc $(CLANG) -strip $(LLVM_STRIP) \
+			-cflags "$(BPF_CFLAGS)" -go-package $$(basename $$folder) $$name $$name.bpf.c); \
+	done
 
 docs: ## Write docs/settings.md, docs/metrics.md and docs/templates.md from the code.
 	go run ./hack/docs
