@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"maps"
 	"slices"
+	"strings"
 	"unique"
 
 	corev1 "k8s.io/api/core/v1"
@@ -80,13 +81,31 @@ func NewConfigMap(cm *corev1.ConfigMap) *ConfigMap {
 			break
 		}
 	}
-	if c.OwnerUID == c.PodUID {
-		c.OwnerUID = c.PodUID // one string in memory in place of two
-	}
 	for i := range cm.ManagedFields {
 		c.WrittenByUs = c.WrittenByUs || cm.ManagedFields[i].Manager == FieldManager
 	}
+	c.pack()
 	return c
+}
+
+// pack makes one string in memory of several; the pod's name and UID mostly
+// stand in others of them.
+func (c *ConfigMap) pack() {
+	own := []*string{&c.Name, (*string)(&c.UID), &c.ResourceVersion, (*string)(&c.PodUID)}
+	sameUID, at := c.OwnerUID == c.PodUID, strings.Index(c.Name, c.OwnerName)
+	if !sameUID {
+		own = append(own, (*string)(&c.OwnerUID))
+	}
+	if at < 0 {
+		own = append(own, &c.OwnerName)
+	}
+	pack(own...)
+	if sameUID {
+		c.OwnerUID = c.PodUID
+	}
+	if at >= 0 {
+		c.OwnerName = c.Name[at : at+len(c.OwnerName)]
+	}
 }
 
 // Key is the ConfigMap's namespace and name.

@@ -63,22 +63,37 @@ func NewPod(pod *corev1.Pod) *Pod {
 		c := &pod.Spec.Containers[i]
 		p.Containers[i] = Container{Name: unique.Make(c.Name), Image: unique.Make(c.Image)}
 	}
-	for _, ip := range pod.Status.PodIPs {
-		p.PodIPs = append(p.PodIPs, ip.IP)
-	}
-	if len(p.PodIPs) == 0 && pod.Status.PodIP != "" {
-		p.PodIPs = []string{pod.Status.PodIP}
-	}
-	for _, ip := range pod.Status.HostIPs {
-		p.HostIPs = append(p.HostIPs, ip.IP)
-	}
-	if len(p.HostIPs) == 0 && pod.Status.HostIP != "" {
-		p.HostIPs = []string{pod.Status.HostIP}
-	}
+	p.setIPs(&pod.Status)
 	if pod.Status.StartTime != nil {
 		p.StartTime = pod.Status.StartTime.UTC()
 	}
+	own := []*string{&p.Name, (*string)(&p.UID), &p.ResourceVersion}
+	for _, ips := range [][]string{p.PodIPs, p.HostIPs} {
+		for i := range ips {
+			own = append(own, &ips[i])
+		}
+	}
+	pack(own...)
 	return p
+}
+
+// setIPs copies the addresses; old kubelets set the single ones only.
+func (p *Pod) setIPs(status *corev1.PodStatus) {
+	ips := make([]string, 0, max(1, len(status.PodIPs))+max(1, len(status.HostIPs)))
+	for _, ip := range status.PodIPs {
+		ips = append(ips, ip.IP)
+	}
+	if len(ips) == 0 && status.PodIP != "" {
+		ips = append(ips, status.PodIP)
+	}
+	pods := len(ips)
+	for _, ip := range status.HostIPs {
+		ips = append(ips, ip.IP)
+	}
+	if len(ips) == pods && status.HostIP != "" {
+		ips = append(ips, status.HostIP)
+	}
+	p.PodIPs, p.HostIPs = ips[:pods:pods], ips[pods:]
 }
 
 func newOwner(ref *metav1.OwnerReference) Owner {

@@ -145,21 +145,15 @@ func writeKubeconfig(path string, from *rest.Config) error {
 	return nil
 }
 
-// steadyMinute counts an operator's API calls while nothing changes but for its
-// resync, and then the memory of this operator, which has created everything.
+// steadyMinute measures the memory of an operator that has created everything,
+// and then counts the API calls of one that takes over, while nothing changes
+// but for its resync.
 func (b *bench) steadyMinute(ctx context.Context, empty memory) error {
 	if err := errors.Join(b.account(ctx), b.putConfigs(ctx, 0)); err != nil {
 		return err
 	}
-	environ := map[string]string{"KUBECONFIG": b.audit.kubeconfig(), "CONTROLLER_RESYNC_PERIOD": b.resync.String()}
-	return b.withOperator(environ, func(op *operator) error {
+	err := b.withOperator(nil, func(op *operator) error {
 		if err := b.awaitObserved(ctx); err != nil {
-			return err
-		}
-		if err := sleep(ctx, quiet); err != nil {
-			return err
-		}
-		if err := b.countCalls(ctx, op); err != nil {
 			return err
 		}
 		full, err := op.settledMemory(ctx, b.settle)
@@ -169,6 +163,30 @@ func (b *bench) steadyMinute(ctx context.Context, empty memory) error {
 		b.reportMemory("having created all", empty, full)
 		return b.verify(ctx, 0)
 	})
+	if err != nil {
+		return err
+	}
+	environ := map[string]string{"KUBECONFIG": b.audit.kubeconfig(), "CONTROLLER_RESYNC_PERIOD": b.resync.String()}
+	return b.withOperator(environ, func(op *operator) error {
+		if err := b.awaitLooks(ctx, op); err != nil {
+			return err
+		}
+		if err := sleep(ctx, quiet); err != nil {
+			return err
+		}
+		if err := b.countCalls(ctx, op); err != nil {
+			return err
+		}
+		return b.verify(ctx, 0)
+	})
+}
+
+// awaitLooks waits until a fresh operator has looked at every pod once.
+func (b *bench) awaitLooks(ctx context.Context, op *operator) error {
+	if err := waitFor(ctx, crowdPatience, func() bool { return op.reconciles(ctx) >= len(b.pods) }); err != nil {
+		return fmt.Errorf("waiting until the operator has looked at every pod: %w", err)
+	}
+	return nil
 }
 
 func (b *bench) countCalls(ctx context.Context, op *operator) error {
