@@ -9,12 +9,10 @@ import (
 )
 
 const (
-	// crowdGC is Go's GOGC while many pods wait: collecting garbage then costs half
-	// of what it would at the default, 100. More would scatter what stays over a
-	// larger heap, which then cannot be given back: at 400, a pod with two
-	// ConfigMaps cost 9 KiB of resident memory in place of 7. GOMEMLIMIT, where it
-	// is set, still bounds the heap.
-	crowdGC = 200
+	// crowdGC is GOGC while many pods wait: Go's default. More saves time and
+	// scatters what stays over a larger heap, which then cannot be given back: at
+	// 400 a pod with two ConfigMaps cost 9 KiB of resident memory in place of 7.
+	crowdGC = 100
 	// restGC is GOGC at rest, when there is little garbage and memory counts.
 	restGC = 50
 	// crowdSize is how many waiting pods are a crowd.
