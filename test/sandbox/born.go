@@ -171,7 +171,16 @@ type cloneArgs struct {
 }
 
 // fork gives birth to a process that lives l.
-func (c *Container) fork(l *life) (pid int, err error) {
+func (c *Container) fork(l *life) (int, error) {
+	pid, err := c.forkInside(l)
+	if unknownClone(err) {
+		return c.forkOutside(l)
+	}
+	return pid, err
+}
+
+// forkInside makes a process that is in the container's cgroup from birth.
+func (c *Container) forkInside(l *life) (pid int, err error) {
 	dir, err := os.Open(c.cgroup)
 	if err != nil {
 		return 0, err
@@ -182,10 +191,11 @@ func (c *Container) fork(l *life) (pid int, err error) {
 		pid, err = forkInto(&args, l)
 		return err
 	})
-	if !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.E2BIG) {
-		return pid, err
-	}
-	// Before Linux 5.7 the child moves itself, as its first act.
+	return pid, err
+}
+
+// forkOutside makes a process that enters the container's cgroup as its first act.
+func (c *Container) forkOutside(l *life) (pid int, err error) {
 	procs, err := os.OpenFile(filepath.Join(c.cgroup, "cgroup.procs"), os.O_WRONLY, 0)
 	if err != nil {
 		return 0, err

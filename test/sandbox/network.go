@@ -29,8 +29,11 @@ var (
 
 // network is a node's network namespace with its bridge.
 type network struct {
-	ns        netns.NsHandle
-	handle    *netlink.Handle
+	ns     netns.NsHandle
+	handle *netlink.Handle
+
+	once      sync.Once
+	failed    error
 	bridge    netlink.Link
 	addresses []netip.Addr
 
@@ -53,20 +56,24 @@ func newNetwork() (*network, error) {
 		return nil, err
 	}
 	n := &network{ns: ns, next: [2]netip.Addr{subnet4.Addr().Next(), subnet6.Addr().Next()}}
-	if err := n.build(); err != nil {
+	if n.handle, err = netlink.NewHandleAt(ns, unix.NETLINK_ROUTE); err != nil {
+		return nil, errors.Join(err, n.close())
+	}
+	if err := loopbackUp(n.handle); err != nil {
 		return nil, errors.Join(err, n.close())
 	}
 	return n, nil
 }
 
+// gateway returns the node's addresses on the bridge, which it makes where there
+// is none yet.
+func (n *network) gateway() ([]netip.Addr, error) {
+	n.once.Do(func() { n.failed = n.build() })
+	return n.addresses, n.failed
+}
+
 // build makes the bridge.
 func (n *network) build() (err error) {
-	if n.handle, err = netlink.NewHandleAt(n.ns, unix.NETLINK_ROUTE); err != nil {
-		return err
-	}
-	if err := loopbackUp(n.handle); err != nil {
-		return err
-	}
 	bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
 	bridge.Name = bridgeName
 	if err := n.handle.LinkAdd(bridge); err != nil {
@@ -94,6 +101,9 @@ func (n *network) take() (number uint64, addresses []netip.Addr) {
 
 // join makes a network namespace and joins it to the bridge.
 func (n *network) join() (*podNetwork, error) {
+	if _, err := n.gateway(); err != nil {
+		return nil, err
+	}
 	ns, err := newNamespace()
 	if err != nil {
 		return nil, err
@@ -154,15 +164,9 @@ func (p *podNetwork) plug() error {
 	return p.node.handle.LinkSetUp(end)
 }
 
-// close removes the link, which would otherwise live as long as any socket of the
-// namespace does, and lets go of the namespace.
-func (p *podNetwork) close() error {
-	var err error
-	if end, missing := p.node.handle.LinkByName(p.link); missing == nil {
-		err = p.node.handle.LinkDel(end)
-	}
-	return errors.Join(err, p.ns.Close())
-}
+// close lets go of the namespace, which ends with its last process. The kernel
+// removes it and its link a moment later; to wait for that would cost 30 ms a pod.
+func (p *podNetwork) close() error { return p.ns.Close() }
 
 func (n *network) close() error {
 	if n.handle != nil {
@@ -200,12 +204,13 @@ func addAddresses(h *netlink.Handle, link netlink.Link, addresses []netip.Addr) 
 
 // newNamespace makes a network namespace. It lives as long as its handle and the
 // processes inside.
-func newNamespace() (ns netns.NsHandle, err error) {
-	ns = netns.None()
-	return ns, onOwnThread(func() error {
+func newNamespace() (netns.NsHandle, error) {
+	ns := netns.None()
+	err := onOwnThread(func() (err error) {
 		ns, err = netns.New()
 		return err
 	})
+	return ns, err
 }
 
 // within runs f on a thread of the namespace; processes that f starts are born in

@@ -50,26 +50,44 @@ func (c *Container) Peer() *Peer {
 }
 
 func (c *Container) startPeer() (*Peer, error) {
-	cmd, err := again(rolePeer)
-	if err != nil {
-		return nil, err
+	p, err := c.startPeerInside()
+	if unknownClone(err) {
+		return c.startPeerOutside()
 	}
+	return p, err
+}
+
+// startPeerInside starts a process that is in the container's cgroup from birth.
+func (c *Container) startPeerInside() (*Peer, error) {
 	dir, err := os.Open(c.cgroup)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	p, err := c.start(cmd)
-	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
-		if cmd, err = again(rolePeer); err != nil {
-			return nil, err
-		}
-		cmd.Env = append(cmd.Env, cgroupVariable+"="+c.cgroup)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		p, err = c.start(cmd)
+	cmd, err := again(rolePeer)
+	if err != nil {
+		return nil, err
 	}
-	return p, err
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	return c.start(cmd)
+}
+
+// startPeerOutside starts a process that enters the container's cgroup by itself,
+// before it does anything else.
+func (c *Container) startPeerOutside() (*Peer, error) {
+	cmd, err := again(rolePeer)
+	if err != nil {
+		return nil, err
+	}
+	cmd.Env = append(cmd.Env, cgroupVariable+"="+c.cgroup)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return c.start(cmd)
+}
+
+// unknownClone says whether an error means that the kernel cannot give birth to a
+// process in a cgroup.
+func unknownClone(err error) bool {
+	return errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.E2BIG)
 }
 
 // start starts the process and waits until it answers.

@@ -23,8 +23,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,7 +39,8 @@ type TB interface {
 }
 
 // Node is a sub-cgroup with both drivers' kubepods trees, a network namespace
-// with a bridge that pods are joined to, and a BPF file system.
+// with a bridge that pods are joined to (made when it is first needed), and a BPF
+// file system.
 type Node struct {
 	t       TB
 	root    string
@@ -47,13 +48,9 @@ type Node struct {
 	network *network
 	outside *Container
 
-	mu      sync.Mutex
-	pods    []*Pod
-	removed bool
+	mu   sync.Mutex
+	pods []*Pod
 }
-
-// count tells the nodes of one process apart.
-var count atomic.Uint64
 
 // New makes a node, to be removed at the end of the test. It skips the test
 // where the machine has no root or no cgroup v2 to offer.
@@ -85,7 +82,14 @@ func (n *Node) Root() string { return n.root }
 func (n *Node) BPFFS() string { return n.bpffs }
 
 // Addresses are the node's own on the network of its pods: IPv4, IPv6.
-func (n *Node) Addresses() []netip.Addr { return slices.Clone(n.network.addresses) }
+func (n *Node) Addresses() []netip.Addr {
+	n.t.Helper()
+	addresses, err := n.network.gateway()
+	if err != nil {
+		n.t.Fatalf("making the node's bridge: %v", err)
+	}
+	return slices.Clone(addresses)
+}
 
 // Peer starts a process outside any pod, in the node's network namespace.
 func (n *Node) Peer() *Peer {
@@ -109,7 +113,7 @@ func (n *Node) makeTrees() error {
 func (n *Node) remove() error {
 	n.mu.Lock()
 	pods := n.pods
-	n.pods, n.removed = nil, true
+	n.pods = nil
 	n.mu.Unlock()
 	var errs []error
 	for _, p := range pods {
@@ -131,7 +135,7 @@ func Cgroup(t TB) string {
 	if err != nil {
 		t.Skipf("this machine has no cgroup v2: %v", err)
 	}
-	dir := filepath.Join(mount, fmt.Sprintf("sandbox-%d-%d", os.Getpid(), count.Add(1)))
+	dir := filepath.Join(mount, "sandbox-"+uuid.NewString())
 	if err := register("cgroup", dir); err != nil {
 		t.Fatalf("starting the janitor: %v", err)
 	}

@@ -88,6 +88,33 @@ func TestPlace(t *testing.T) {
 	}
 }
 
+// Where the kernel cannot give birth to a process in a cgroup (before 5.7) it
+// enters by itself.
+func TestEnterCgroup(t *testing.T) {
+	n := New(t)
+	c := n.Pod(PodOptions{NoNetwork: true}).Container("old")
+	peer, err := c.startPeerOutside()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.add(peer)
+	l := &life{procs: -1, parent: uintptr(os.Getpid()), wait: unix.NsecToTimespec(long.Nanoseconds())}
+	l.aim(netip.MustParseAddrPort("127.0.0.1:1"))
+	pid, err := c.forkOutside(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.add(&Newborn{pid: pid})
+	for deadline := time.Now().Add(long); ; time.Sleep(time.Millisecond) {
+		if strings.HasSuffix(c.Cgroup(), cgroupOf(t, pid)) && strings.HasSuffix(c.Cgroup(), cgroupOf(t, peer.PID())) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("processes are in %s and %s", cgroupOf(t, pid), cgroupOf(t, peer.PID()))
+		}
+	}
+}
+
 // cgroupOf is the path of a process's cgroup, from the mount.
 func cgroupOf(t *testing.T, pid int) string {
 	t.Helper()
@@ -413,4 +440,27 @@ func TestCgroupLife(t *testing.T) {
 	}
 	p.Remove()
 	p.Remove()
+}
+
+func BenchmarkPod(b *testing.B) {
+	n := New(b)
+	for b.Loop() {
+		n.Pod(PodOptions{}).Remove()
+	}
+}
+
+func BenchmarkPeer(b *testing.B) {
+	c := New(b).Pod(PodOptions{}).Container("main")
+	for b.Loop() {
+		c.Peer().Stop()
+	}
+}
+
+func BenchmarkNewborn(b *testing.B) {
+	c := New(b).Pod(PodOptions{}).Container("main")
+	for b.Loop() {
+		if _, err := c.FirstCalls(1); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
