@@ -228,7 +228,7 @@ func (t *Tree) lookAtPod(d *dir, path, name string) error {
 func (t *Tree) scan(path string, k kind, depth int) error {
 	// The watch comes first: what is made after it is told, what is made before it
 	// is listed.
-	watch, err := t.add(path)
+	d, err := t.enter(path, k, depth)
 	if vanished(err) && path != t.root {
 		t.forget(path)
 		return nil
@@ -236,21 +236,11 @@ func (t *Tree) scan(path string, k kind, depth int) error {
 	if err != nil {
 		return err
 	}
-	d := t.dirs[path]
-	if d == nil {
-		d = &dir{kind: k, depth: depth, children: map[string]struct{}{}}
-		t.dirs[path] = d
-	} else if d.watch != watch {
-		delete(t.watches, d.watch)
-	}
-	d.watch = watch
-	t.watches[watch] = path
 	entries, err := os.ReadDir(path)
 	if err != nil && !vanished(err) {
 		return err
 	}
-	names := make(map[string]struct{}, len(d.children))
-	maps.Copy(names, d.children)
+	names := maps.Clone(d.children)
 	for _, e := range entries {
 		if e.IsDir() {
 			names[e.Name()] = struct{}{}
@@ -262,6 +252,24 @@ func (t *Tree) scan(path string, k kind, depth int) error {
 		}
 	}
 	return nil
+}
+
+// enter watches a directory, or makes sure that it is the one that is watched.
+func (t *Tree) enter(path string, k kind, depth int) (*dir, error) {
+	watch, err := t.add(path)
+	if err != nil {
+		return nil, err
+	}
+	d := t.dirs[path]
+	if d == nil {
+		d = &dir{kind: k, depth: depth, children: map[string]struct{}{}}
+		t.dirs[path] = d
+	} else if d.watch != watch {
+		delete(t.watches, d.watch)
+	}
+	d.watch = watch
+	t.watches[watch] = path
+	return d, nil
 }
 
 // add watches a directory.

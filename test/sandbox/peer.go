@@ -135,7 +135,7 @@ func (p *Peer) receive(from *os.File) {
 	from.Close()
 	err := p.cmd.Wait()
 	p.mu.Lock()
-	p.err = fmt.Errorf("the process has ended (%v) %s", err, p.stderr.String())
+	p.err = fmt.Errorf("the process has ended: %w", errors.Join(err, errors.New(p.stderr.String())))
 	p.mu.Unlock()
 }
 
