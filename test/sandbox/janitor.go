@@ -102,6 +102,7 @@ func again(role string) (*exec.Cmd, error) {
 		return nil, err
 	}
 	cmd := exec.Command(self)
+	cmd.Args = []string{"sandbox-" + role} // for who looks at the list of processes
 	cmd.Env = []string{roleVariable + "=" + role, "GOTRACEBACK=all", "PATH=/"}
 	return cmd, nil
 }

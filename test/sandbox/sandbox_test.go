@@ -354,6 +354,17 @@ func TestNewborn(t *testing.T) {
 	}
 }
 
+// A newborn keeps nothing of its parent's open.
+func TestNewbornFiles(t *testing.T) {
+	n := New(t)
+	newborn := n.Pod(PodOptions{NoNetwork: true}).Container("main").Connect("tcp", "127.0.0.1:1", long)
+	until(t, newborn, func(c NewbornCounts) bool { return c.Attempts > 0 })
+	files, err := os.ReadDir("/proc/" + strconv.Itoa(newborn.PID()) + "/fd")
+	if err != nil || len(files) > 1 { // one: the socket of an attempt
+		t.Errorf("it has %d files (%v)", len(files), err)
+	}
+}
+
 func until(t *testing.T, b *Newborn, done func(NewbornCounts) bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !done(b.Counts()); time.Sleep(time.Millisecond) {
