@@ -49,6 +49,9 @@ type Tree struct {
 	inodes  map[string]uint64
 	tell    func(Event)
 
+	scanned chan struct{}
+	once    sync.Once // closes scanned
+
 	mu    sync.Mutex
 	paths map[types.UID][]string
 }
@@ -83,9 +86,13 @@ func Open(root string) (*Tree, error) {
 	return &Tree{
 		root: root, inotify: os.NewFile(uintptr(fd), "inotify"),
 		dirs: map[string]*dir{}, watches: map[int32]string{}, inodes: map[string]uint64{},
-		paths: map[types.UID][]string{},
+		paths: map[types.UID][]string{}, scanned: make(chan struct{}),
 	}, nil
 }
+
+// Scanned is closed when Run has told of everything that existed when it began:
+// only from then on a pod that is not known has no cgroup.
+func (t *Tree) Scanned() <-chan struct{} { return t.scanned }
 
 // Close ends a tree that is not run.
 func (t *Tree) Close() error { return t.inotify.Close() }
@@ -135,6 +142,7 @@ func (t *Tree) watch() error {
 		if err := t.scan(t.root, above, 0); err != nil {
 			return err
 		}
+		t.once.Do(func() { close(t.scanned) })
 		for rescan := time.Now().Add(rescanInterval); ; {
 			complete, err := t.next(buffer, rescan)
 			if err != nil {
