@@ -338,8 +338,11 @@ func TestTreeThousands(t *testing.T) {
 	add(2000)
 	start := time.Now()
 	w := watch(t, root, nil)
-	w.settle(t, want)
+	<-w.Scanned()
 	t.Logf("2,000 pods known %s after the start", time.Since(start).Round(time.Millisecond))
+	if got := w.All(); !maps.Equal(got, want) {
+		t.Errorf("%d pods are known after the first scan, want %d", len(got), len(want))
+	}
 	add(2000)
 	w.settle(t, want)
 	if err := w.stop(); err != nil {
