@@ -17,7 +17,8 @@ LLVM_STRIP ?= llvm-strip-14
 # mcpu=v2 loads on every kernel from 5.4 on.
 BPF_CFLAGS = -O2 -g -Wall -Werror -mcpu=v2 -I/usr/include/$(shell uname -m)-linux-gnu
 # Each folder of ebpf/ that holds NAME.bpf.c gets NAME_bpfel.go and NAME_bpfel.o.
-BPF_SOURCES = $(wildcard ebpf/*/*.bpf.c)
+# A line "// Types for Go: A B" in it names types that Go needs besides the maps'.
+BPF_SOURCES = $(wildcard ebpf/*/*.bpf.c ebpf/*/testdata/*.bpf.c)
 
 comma = ,
 empty =
@@ -35,9 +36,10 @@ generate: bpf ## Write the generated Go code (BPF objects, tables of system call
 bpf: ## Compile the BPF programs (needs clang-14, llvm-14 and libbpf-dev).
 	@for source in $(BPF_SOURCES); do \
 		folder=$$(dirname $$source); name=$$(basename $$source .bpf.c); \
+		types=$$(sed -n 's|^// Types for Go:||p' $$source | sed 's| \([^ ]*\)| -type \1|g'); \
 		command -v $(CLANG) >/dev/null || { echo "compiling $$source needs $(CLANG): apt-get install clang-14 llvm-14 libbpf-dev" >&2; exit 1; }; \
 		(cd $$folder && GOPACKAGE=$$(basename $$folder) $(BPF2GO) -target bpfel -cc $(CLANG) -strip $(LLVM_STRIP) \
-			-cflags "$(BPF_CFLAGS)" -go-package $$(basename $$folder) $$name $$name.bpf.c); \
+			-cflags "$(BPF_CFLAGS)" -go-package $$(basename $$folder) $$types $$name $$name.bpf.c); \
 	done
 
 docs: ## Write docs/settings.md, docs/metrics.md and docs/templates.md from the code.

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package syscallcount
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// GoneError says that a cgroup does not exist, or went while it was looked at.
+type GoneError struct{ Cgroup string }
+
+func (e *GoneError) Error() string { return fmt.Sprintf("the cgroup %s does not exist", e.Cgroup) }
+
+// Unwrap makes it an fs.ErrNotExist.
+func (e *GoneError) Unwrap() error { return fs.ErrNotExist }
+
+// FullError says that no more cgroups can be registered.
+type FullError struct{ Cgroups uint32 }
+
+func (e *FullError) Error() string {
+	return fmt.Sprintf("all %d entries for the cgroups of watched pods are taken", e.Cgroups)
+}
+
+// cgroupID returns the number by which the kernel's programs know a cgroup. Where
+// there is none the error is a *GoneError.
+func cgroupID(path string) (uint64, error) {
+	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, path, 0)
+	switch {
+	case gone(err):
+		return 0, &GoneError{path}
+	case err != nil:
+		return 0, fmt.Errorf("reading the ID of the cgroup %s: %w", path, err)
+	case handle.Size() != 8:
+		return 0, fmt.Errorf("%s is not in a cgroup file system: its handle has %d bytes", path, handle.Size())
+	}
+	return binary.NativeEndian.Uint64(handle.Bytes()), nil
+}
+
+// gone tells whether a file or its directory was removed.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESTALE)
+}
+
+// register lets the calls in a cgroup and all below it count for slot. A cgroup is
+// registered before what is in it is listed: children that come later are registered
+// by the kernel's program.
+func register(cgroups *ebpf.Map, path string, slot uint32) error {
+	id, err := cgroupID(path)
+	if err != nil {
+		return err
+	}
+	if err := cgroups.Put(id, slot); err != nil {
+		if errors.Is(err, unix.E2BIG) {
+			return &FullError{cgroups.MaxEntries()}
+		}
+		return fmt.Errorf("registering the cgroup %s: %w", path, err)
+	}
+	// If it went before it was registered, the program that forgets removed
+	// cgroups came too early. If it is there now, that one is still to come.
+	if again, err := cgroupID(path); err != nil || again != id {
+		return errors.Join(&GoneError{path}, deleteCgroup(cgroups, id))
+	}
+	entries, err := os.ReadDir(path)
+	if gone(err) {
+		return &GoneError{path}
+	}
+	if err != nil {
+		return fmt.Errorf("listing the cgroup %s: %w", path, err)
+	}
+	for _, entry := range entries {
+		if !entry.IsDir() {
+			continue
+		}
+		var removed *GoneError
+		err := register(cgroups, filepath.Join(path, entry.Name()), slot)
+		if err != nil && !errors.As(err, &removed) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package syscallcount
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// The test binary runs itself in these roles, as processes of pods and as agents.
+const roleVariable = "SYSCALLCOUNT_TEST_ROLE"
+
+var roles = map[string]func([]string) error{
+	"worker": work,
+	"crash":  crash,
+	"probe":  func([]string) error { return Probe() },
+	"agent":  beAgent,
+}
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVariable); role != "" {
+		if err := roles[role](os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(3)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// Neither the Go runtime nor its libraries make these calls.
+const (
+	knownCall = unix.SYS_GETPPID
+	otherCall = unix.SYS_GETSID
+)
+
+func command(role string, args ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// work obeys the lines of its standard input:
+//
+//	calls NUMBER COUNT CPU   makes system calls on one CPU
+//	move CGROUP              moves into a cgroup
+//	begin                    makes known calls on all CPUs
+//	end                      stops that, and says how many they were
+//	time COUNT               says how many nanoseconds so many known calls took
+func work([]string) error {
+	lines := bufio.NewScanner(os.Stdin)
+	var load *loadRun
+	for lines.Scan() {
+		words := strings.Fields(lines.Text())
+		var numbers []int
+		for _, w := range words[1:] {
+			n, _ := strconv.Atoi(w)
+			numbers = append(numbers, n)
+		}
+		answer := int64(0)
+		var err error
+		switch words[0] {
+		case "calls":
+			err = pin(numbers[2])
+			for range numbers[1] {
+				_, _, _ = unix.RawSyscall(uintptr(numbers[0]), 0, 0, 0)
+			}
+		case "move":
+			err = os.WriteFile(filepath.Join(words[1], "cgroup.procs"), []byte("0"), 0)
+		case "begin":
+			load = startLoad()
+		case "end":
+			answer = load.end()
+		case "time":
+			answer = timeCalls(numbers[0])
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Println(answer)
+	}
+	return lines.Err()
+}
+
+func pin(cpu int) error {
+	runtime.LockOSThread()
+	var set unix.CPUSet
+	set.Set(cpu)
+	return unix.SchedSetaffinity(0, &set)
+}
+
+func timeCalls(n int) int64 {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	began := time.Now()
+	for range n {
+		_, _, _ = unix.RawSyscall(knownCall, 0, 0, 0)
+	}
+	return time.Since(began).Nanoseconds()
+}
+
+type loadRun struct {
+	stop  atomic.Bool
+	total atomic.Int64
+	wg    sync.WaitGroup
+}
+
+func startLoad() *loadRun {
+	l := &loadRun{}
+	for cpu := range runtime.NumCPU() {
+		l.wg.Go(func() {
+			if err := pin(cpu); err != nil {
+				panic(err)
+			}
+			for !l.stop.Load() {
+				for range 100 {
+					_, _, _ = unix.RawSyscall(knownCall, 0, 0, 0)
+				}
+				l.total.Add(100)
+				// Leave some of the machine to the agent.
+				time.Sleep(20 * time.Microsecond)
+			}
+		})
+	}
+	return l
+}
+
+func (l *loadRun) end() int64 {
+	l.stop.Store(true)
+	l.wg.Wait()
+	return l.total.Load()
+}
+
+// worker is a process that was born in a cgroup.
+type worker struct {
+	t   testing.TB
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func newWorker(t testing.TB, cgroup string) *worker {
+	t.Helper()
+	dir, err := os.Open(cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := command("worker")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Pdeathsig: syscall.SIGKILL}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	if err := errors.Join(cmd.Start(), dir.Close()); err != nil {
+		t.Fatal("starting a worker:", err)
+	}
+	w := &worker{t, cmd, in, bufio.NewReader(out)}
+	t.Cleanup(w.end)
+	return w
+}
+
+// do sends a line and returns the answer.
+func (w *worker) do(format string, args ...any) int64 {
+	w.t.Helper()
+	if _, err := fmt.Fprintf(w.in, format+"\n", args...); err != nil {
+		w.t.Fatal("telling a worker:", err)
+	}
+	line, err := w.out.ReadString('\n')
+	if err != nil {
+		w.t.Fatal("hearing from a worker:", err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return n
+}
+
+// end lets the process exit, and waits for it.
+func (w *worker) end() {
+	if w.cmd.ProcessState != nil {
+		return
+	}
+	if err := errors.Join(w.in.Close(), w.cmd.Wait()); err != nil {
+		w.t.Error("ending a worker:", err)
+	}
+}
+
+// newBPFFS returns a directory in a BPF file system of the test's own.
+func newBPFFS(t testing.TB) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mounting a BPF file system needs root")
+	}
+	mount := t.TempDir()
+	if err := unix.Mount("bpf", mount, "bpf", 0, "mode=0700"); err != nil {
+		t.Fatal("mounting a BPF file system:", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(mount, 0); err != nil {
+			t.Error("unmounting:", err)
+		}
+	})
+	dir := filepath.Join(mount, "agent")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+var unique atomic.Int64
+
+// newPods returns a cgroup of the test's own; all below it is removed at the end.
+func newPods(t testing.TB) string {
+	t.Helper()
+	dir := filepath.Join(cgroupRoot(t), fmt.Sprintf("syscallcount-%d-%d", os.Getpid(), unique.Add(1)))
+	t.Cleanup(func() { removeCgroup(t, dir) })
+	return makeCgroup(t, dir)
+}
+
+func makeCgroup(t testing.TB, path ...string) string {
+	t.Helper()
+	dir := filepath.Join(path...)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func cgroupRoot(t testing.TB) string {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); strings.Contains(line, " - cgroup2 ") {
+			return fields[4]
+		}
+	}
+	t.Skip("no cgroup v2 file system is mounted")
+	return ""
+}
+
+func removeCgroup(t testing.TB, dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, entry := range entries {
+		if entry.IsDir() {
+			removeCgroup(t, filepath.Join(dir, entry.Name()))
+		}
+	}
+	// A process that has just been waited for may still be leaving.
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		err = os.Remove(dir)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			break
+		}
+	}
+	if err != nil {
+		t.Error("removing a cgroup:", err)
+	}
+}
+
+// counter opens a Counter that is closed at the end of the test.
+func counter(t testing.TB, dir string) *Counter {
+	t.Helper()
+	return counterOf(t, opener{Options: Options{Dir: dir, Slots: 16}, current: current, known: testLayouts})
+}
+
+func counterOf(t testing.TB, o opener) *Counter {
+	t.Helper()
+	c, err := o.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if c.store != nil {
+			closeCounter(t, c)
+		}
+	})
+	return c
+}
+
+func closeCounter(t testing.TB, c *Counter) {
+	t.Helper()
+	if err := c.Close(); err != nil {
+		t.Fatal("closing:", err)
+	}
+	c.store = nil
+}
+
+func watchPod(t testing.TB, c *Counter, slot uint32, cgroup string, s Settings) {
+	t.Helper()
+	if err := c.Watch(slot, cgroup, s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// counts reads all watched slots.
+func counts(t testing.TB, c *Counter) map[uint32][Numbers]uint64 {
+	t.Helper()
+	found := map[uint32][Numbers]uint64{}
+	err := c.Read(func(slot uint32, counts *[Numbers]uint64) {
+		if _, twice := found[slot]; twice {
+			t.Errorf("slot %d was visited twice", slot)
+		}
+		found[slot] = *counts
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func wantCalls(t testing.TB, c *Counter, slot uint32, number int, want int64) {
+	t.Helper()
+	row, ok := counts(t, c)[slot]
+	if !ok {
+		t.Fatalf("slot %d is not watched", slot)
+	}
+	if got := int64(row[number]); got != want {
+		t.Errorf("slot %d: %d calls of number %d, want %d (%+d)", slot, got, number, want, got-want)
+	}
+}
+
+// linksOf returns the IDs of what a Counter has attached.
+func linksOf(t testing.TB, c *Counter) []link.ID {
+	t.Helper()
+	links := c.cgroups
+	if c.hook != nil {
+		links = append([]link.Link{c.hook.enter}, links...)
+	}
+	var ids []link.ID
+	for _, l := range links {
+		info, err := l.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, info.ID)
+	}
+	return ids
+}
+
+// eventually waits for what the kernel does on its own time.
+func eventually(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("not within 30 seconds:", what)
+		}
+	}
+}
