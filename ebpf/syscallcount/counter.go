@@ -312,16 +312,12 @@ func (c *Counter) forget() error {
 
 // zero clears the rows of an unclean slot, the mark last.
 func (c *Counter) zero(slot uint32) error {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
+	step()
+	if err := c.store.zeroOwn(slot); err != nil {
 		return err
 	}
 	step()
-	if err := c.store.maps[c.store.layout.rows].Put(slot, make([]syscallcountRow, cpus)); err != nil {
-		return fmt.Errorf("zeroing the counts of slot %d: %w", slot, err)
-	}
-	step()
-	err = c.store.maps[syscallcountMapCarriedRows].Delete(slot)
+	err := c.store.maps[syscallcountMapCarriedRows].Delete(slot)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("zeroing the carried counts of slot %d: %w", slot, err)
 	}

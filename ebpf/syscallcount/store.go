@@ -213,6 +213,22 @@ func (s *store) addOwn(slot uint32, totals *[Numbers]uint64) error {
 	return nil
 }
 
+// zeroOwn sets to zero what the store's program counted for the slot.
+func (s *store) zeroOwn(slot uint32) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return err
+	}
+	rows := make([][]byte, cpus)
+	for cpu := range rows {
+		rows[cpu] = make([]byte, 8*s.layout.numbers)
+	}
+	if err := s.maps[s.layout.rows].Put(slot, rows); err != nil {
+		return fmt.Errorf("zeroing the counts of slot %d: %w", slot, err)
+	}
+	return nil
+}
+
 // carried returns what was counted before the store was made, or nil.
 func (s *store) carried(slot uint32) (*[Numbers]uint64, error) {
 	raw := make([]byte, 8*s.layout.numbers)
