@@ -49,24 +49,66 @@ func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESTALE)
 }
 
-// register lets the calls in a cgroup and all below it count for slot. A cgroup is
-// registered before what is in it is listed: children that come later are registered
-// by the kernel's program.
-func register(cgroups *ebpf.Map, path string, slot uint32) error {
-	id, err := cgroupID(path)
-	if err != nil {
+// hintUnknown sends the program to the table of cgroups.
+const hintUnknown = ^uint64(0)
+
+// setHint says what the program finds at the cgroup's index.
+func (s *store) setHint(id, hint uint64) error {
+	index := uint32(id) * uint32(syscallcountHintIndexFACTOR) >> 16
+	if err := s.maps[syscallcountMapCgroupHints].Put(index, hint); err != nil {
+		return fmt.Errorf("writing the hint of cgroup %d: %w", id, err)
+	}
+	return nil
+}
+
+// addCgroup registers a cgroup. A crash in between leaves either nothing, or a cgroup
+// that is found by the table.
+func (s *store) addCgroup(id uint64, slot uint32) error {
+	step()
+	if err := s.setHint(id, hintUnknown); err != nil {
 		return err
 	}
+	step()
+	cgroups := s.maps[syscallcountMapCgroupSlots]
 	if err := cgroups.Put(id, slot); err != nil {
 		if errors.Is(err, unix.E2BIG) {
 			return &FullError{cgroups.MaxEntries()}
 		}
-		return fmt.Errorf("registering the cgroup %s: %w", path, err)
+		return fmt.Errorf("registering cgroup %d for slot %d: %w", id, slot, err)
+	}
+	step()
+	return s.setHint(id, id<<16|uint64(slot))
+}
+
+// dropCgroup undoes addCgroup; no hint may be left for the slot's next owner.
+func (s *store) dropCgroup(id uint64) error {
+	step()
+	if err := s.setHint(id, hintUnknown); err != nil {
+		return err
+	}
+	step()
+	err := s.maps[syscallcountMapCgroupSlots].Delete(id)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("forgetting cgroup %d: %w", id, err)
+	}
+	return nil
+}
+
+// register lets the calls in a cgroup and all below it count for slot. A cgroup is
+// registered before what is in it is listed: children that come later are registered
+// by the kernel's program.
+func (s *store) register(path string, slot uint32) error {
+	id, err := cgroupID(path)
+	if err != nil {
+		return err
+	}
+	if err := s.addCgroup(id, slot); err != nil {
+		return err
 	}
 	// If it went before it was registered, the program that forgets removed
 	// cgroups came too early. If it is there now, that one is still to come.
 	if again, err := cgroupID(path); err != nil || again != id {
-		return errors.Join(&GoneError{path}, deleteCgroup(cgroups, id))
+		return errors.Join(&GoneError{path}, s.dropCgroup(id))
 	}
 	entries, err := os.ReadDir(path)
 	if gone(err) {
@@ -80,7 +122,7 @@ func register(cgroups *ebpf.Map, path string, slot uint32) error {
 			continue
 		}
 		var removed *GoneError
-		err := register(cgroups, filepath.Join(path, entry.Name()), slot)
+		err := s.register(filepath.Join(path, entry.Name()), slot)
 		if err != nil && !errors.As(err, &removed) {
 			return err
 		}

@@ -127,7 +127,7 @@ func (c *Counter) watch(slot uint32, cgroup string, s Settings) error {
 	}
 	err = c.attach()
 	if err == nil {
-		err = register(c.store.maps[syscallcountMapCgroupSlots], cgroup, slot)
+		err = c.store.register(cgroup, slot)
 	}
 	if err == nil {
 		settings.Flags |= flagComplete
@@ -275,8 +275,7 @@ func (c *Counter) finishUnwatch() error {
 
 // forget deletes the unclean slots from the tables that have other keys.
 func (c *Counter) forget() error {
-	cgroups := c.store.maps[syscallcountMapCgroupSlots]
-	registered, err := cgroupsOf(cgroups)
+	registered, err := cgroupsOf(c.store.maps[syscallcountMapCgroupSlots])
 	if err != nil {
 		return err
 	}
@@ -284,7 +283,7 @@ func (c *Counter) forget() error {
 		if _, ok := c.unclean[slot]; !ok {
 			continue
 		}
-		if err := deleteCgroup(cgroups, id); err != nil {
+		if err := c.store.dropCgroup(id); err != nil {
 			return err
 		}
 	}

@@ -15,13 +15,16 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/internal/bpffs"
 )
 
+// maxSlots is what fits into a hint.
+const maxSlots = 1 << 16
+
 // Options say where the pins are and how many pods there can be.
 type Options struct {
 	// Dir is a directory in a BPF file system that exists. The pins of this
 	// package are in a folder of it.
 	Dir string
 	// Slots is the number of pods that can be watched at a time: slots are 0 to
-	// Slots-1.
+	// Slots-1, at most 65,535.
 	Slots uint32
 }
 
@@ -56,8 +59,8 @@ func (o opener) open() (*Counter, error) {
 
 // start takes the lock and makes what does not depend on earlier pins.
 func (o opener) start() (*Counter, error) {
-	if o.Slots == 0 {
-		return nil, errors.New("no slots")
+	if o.Slots == 0 || o.Slots > maxSlots {
+		return nil, fmt.Errorf("%d slots, not 1 to %d", o.Slots, maxSlots)
 	}
 	if err := bpffs.Check(o.Dir); err != nil {
 		return nil, err

@@ -72,6 +72,7 @@ func openStore(dir string, name storeName, l layout) (*store, error) {
 		syscallcountMapCarriedRows:    uint32(8 * l.numbers),
 		syscallcountMapSlotSettings:   uint32(l.numbers/8 + 8),
 		syscallcountMapCgroupSlots:    4,
+		syscallcountMapCgroupHints:    8,
 		syscallcountMapProcessCalls:   8,
 		syscallcountMapDroppedCgroups: 8,
 	}
@@ -281,26 +282,19 @@ func (s *store) copyCgroups(from *store) error {
 			if _, ok := known[id]; ok || slot >= s.name.slots {
 				continue
 			}
-			if err := target.Put(id, slot); err != nil {
-				return fmt.Errorf("copying cgroup %d of slot %d: %w", id, slot, err)
+			if err := s.addCgroup(id, slot); err != nil {
+				return err
 			}
 			added = true
 			// Removed meanwhile: the other store's program saw it, this
 			// store's perhaps before the Put.
 			var still uint32
 			if err := source.Lookup(id, &still); errors.Is(err, ebpf.ErrKeyNotExist) {
-				if err := deleteCgroup(target, id); err != nil {
+				if err := s.dropCgroup(id); err != nil {
 					return err
 				}
 			}
 		}
-	}
-	return nil
-}
-
-func deleteCgroup(cgroups *ebpf.Map, id uint64) error {
-	if err := cgroups.Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("forgetting cgroup %d: %w", id, err)
 	}
 	return nil
 }

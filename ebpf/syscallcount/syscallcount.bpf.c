@@ -44,6 +44,11 @@ struct settings {
 	__u32 reserved;
 };
 
+// Index of a hint: the upper half of (the lower half of the cgroup's id * FACTOR).
+enum hint_index {
+	FACTOR = 0x9E3779B1, // 2^32 by the golden ratio
+};
+
 struct process_call {
 	__u32 slot;
 	__u32 process;
@@ -80,6 +85,17 @@ struct {
 	__type(key, __u64);
 	__type(value, __u32);
 } cgroup_slots SEC(".maps");
+
+// What most calls need of the table above, at the price of an array: (id << 16 | slot)
+// of a registered cgroup, at an index that the id gives. 0 says that no registered
+// cgroup has that index, any other value that the table has to be asked. Once it is
+// not 0 it never becomes 0 again.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, enum hint_index);
+	__type(value, __u64);
+} cgroup_hints SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -130,6 +146,13 @@ static __noinline void count_process(__u32 slot, __u32 number)
 	__sync_fetch_and_add(calls, 1);
 }
 
+static __always_inline __u64 *hint_of(__u64 cgroup)
+{
+	__u32 index = (__u32)cgroup * FACTOR >> 16;
+
+	return bpf_map_lookup_elem(&cgroup_hints, &index);
+}
+
 // Numbers of 512 and above are not counted: x32 calls, and -1, which a tracer sets
 // to cancel one. Calls of 32-bit programs use another table of numbers, and are
 // counted by the number alone.
@@ -137,30 +160,42 @@ SEC("raw_tracepoint/sys_enter")
 int count_syscall(struct bpf_raw_tracepoint_args *ctx)
 {
 	__u64 cgroup = bpf_get_current_cgroup_id();
-	__u32 *slot = bpf_map_lookup_elem(&cgroup_slots, &cgroup);
+	__u64 *place = hint_of(cgroup);
 	struct settings *settings;
 	struct row *row;
-	__u64 number;
+	__u64 hint, number;
+	__u32 slot;
 
-	if (!slot)
+	if (!place)
 		return 0;
+	hint = *(volatile __u64 *)place;
+	if (!hint)
+		return 0;
+	slot = hint & 0xffff;
+	if (hint >> 16 != cgroup << 16 >> 16) {
+		__u32 *found = bpf_map_lookup_elem(&cgroup_slots, &cgroup);
+
+		if (!found)
+			return 0;
+		slot = *found;
+	}
 	number = ctx->args[1];
 	if (number >= NUMBERS)
 		return 0;
 	// The compiler would drop a mask that it knows to be without effect, and
 	// some kernels' verifiers need it.
 	asm volatile("%0 &= %1" : "+r"(number) : "i"(NUMBERS - 1));
-	settings = bpf_map_lookup_elem(&slot_settings, slot);
+	settings = bpf_map_lookup_elem(&slot_settings, &slot);
 	if (!settings || !(settings->numbers[number / 64] & 1ULL << number % 64))
 		return 0;
-	row = bpf_map_lookup_elem(&ROWS, slot);
+	row = bpf_map_lookup_elem(&ROWS, &slot);
 	if (!row)
 		return 0;
 	// Not atomic: the row is this CPU's own, tracepoints run with preemption
 	// off, and no interrupt makes a system call.
 	row->calls[number]++;
 	if (settings->flags & PER_PID)
-		count_process(*slot, number);
+		count_process(slot, number);
 	return 0;
 }
 
@@ -206,7 +241,7 @@ int inherit_slot(struct bpf_raw_tracepoint_args *ctx)
 	__u64 id;
 	__u32 *found, slot, zero = 0;
 	struct settings *settings;
-	__u64 *dropped;
+	__u64 *dropped, *hint;
 
 	if (!parent)
 		return 0;
@@ -219,8 +254,12 @@ int inherit_slot(struct bpf_raw_tracepoint_args *ctx)
 	if (!settings || !(settings->flags & WATCHED))
 		return 0;
 	id = cgroup_id(child);
-	if (!bpf_map_update_elem(&cgroup_slots, &id, &slot, BPF_ANY))
+	if (!bpf_map_update_elem(&cgroup_slots, &id, &slot, BPF_ANY)) {
+		hint = hint_of(id);
+		if (hint)
+			*(volatile __u64 *)hint = id << 16 | slot;
 		return 0;
+	}
 	dropped = bpf_map_lookup_elem(&dropped_cgroups, &zero);
 	if (dropped)
 		__sync_fetch_and_add(dropped, 1);

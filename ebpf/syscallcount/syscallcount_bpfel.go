@@ -23,6 +23,12 @@ const (
 	syscallcountFlagHAS_PIDS syscallcountFlag = 16
 )
 
+type syscallcountHintIndex uint32
+
+const (
+	syscallcountHintIndexFACTOR syscallcountHintIndex = 2654435761
+)
+
 type syscallcountProcessCall struct {
 	_       structs.HostLayout
 	Slot    uint32
@@ -47,6 +53,7 @@ type syscallcountSettings struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	syscallcountMapCarriedRows    = "carried_rows"
+	syscallcountMapCgroupHints    = "cgroup_hints"
 	syscallcountMapCgroupSlots    = "cgroup_slots"
 	syscallcountMapDroppedCgroups = "dropped_cgroups"
 	syscallcountMapProcessCalls   = "process_calls"
@@ -112,6 +119,7 @@ type syscallcountProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type syscallcountMapSpecs struct {
 	CarriedRows    *ebpf.MapSpec `ebpf:"carried_rows"`
+	CgroupHints    *ebpf.MapSpec `ebpf:"cgroup_hints"`
 	CgroupSlots    *ebpf.MapSpec `ebpf:"cgroup_slots"`
 	DroppedCgroups *ebpf.MapSpec `ebpf:"dropped_cgroups"`
 	ProcessCalls   *ebpf.MapSpec `ebpf:"process_calls"`
@@ -147,6 +155,7 @@ func (o *syscallcountObjects) Close() error {
 // It can be passed to loadSyscallcountObjects or ebpf.CollectionSpec.LoadAndAssign.
 type syscallcountMaps struct {
 	CarriedRows    *ebpf.Map `ebpf:"carried_rows"`
+	CgroupHints    *ebpf.Map `ebpf:"cgroup_hints"`
 	CgroupSlots    *ebpf.Map `ebpf:"cgroup_slots"`
 	DroppedCgroups *ebpf.Map `ebpf:"dropped_cgroups"`
 	ProcessCalls   *ebpf.Map `ebpf:"process_calls"`
@@ -158,6 +167,7 @@ type syscallcountMaps struct {
 func (m *syscallcountMaps) Close() error {
 	return _SyscallcountClose(
 		m.CarriedRows,
+		m.CgroupHints,
 		m.CgroupSlots,
 		m.DroppedCgroups,
 		m.ProcessCalls,

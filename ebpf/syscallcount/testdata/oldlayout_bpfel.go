@@ -13,6 +13,12 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type oldlayoutHintIndex uint32
+
+const (
+	oldlayoutHintIndexFACTOR oldlayoutHintIndex = 2654435761
+)
+
 type oldlayoutProcessCall struct {
 	_       structs.HostLayout
 	Slot    uint32
@@ -38,6 +44,7 @@ type oldlayoutSettings struct {
 const (
 	oldlayoutMapCallRows       = "call_rows"
 	oldlayoutMapCarriedRows    = "carried_rows"
+	oldlayoutMapCgroupHints    = "cgroup_hints"
 	oldlayoutMapCgroupSlots    = "cgroup_slots"
 	oldlayoutMapDroppedCgroups = "dropped_cgroups"
 	oldlayoutMapProcessCalls   = "process_calls"
@@ -103,6 +110,7 @@ type oldlayoutProgramSpecs struct {
 type oldlayoutMapSpecs struct {
 	CallRows       *ebpf.MapSpec `ebpf:"call_rows"`
 	CarriedRows    *ebpf.MapSpec `ebpf:"carried_rows"`
+	CgroupHints    *ebpf.MapSpec `ebpf:"cgroup_hints"`
 	CgroupSlots    *ebpf.MapSpec `ebpf:"cgroup_slots"`
 	DroppedCgroups *ebpf.MapSpec `ebpf:"dropped_cgroups"`
 	ProcessCalls   *ebpf.MapSpec `ebpf:"process_calls"`
@@ -138,6 +146,7 @@ func (o *oldlayoutObjects) Close() error {
 type oldlayoutMaps struct {
 	CallRows       *ebpf.Map `ebpf:"call_rows"`
 	CarriedRows    *ebpf.Map `ebpf:"carried_rows"`
+	CgroupHints    *ebpf.Map `ebpf:"cgroup_hints"`
 	CgroupSlots    *ebpf.Map `ebpf:"cgroup_slots"`
 	DroppedCgroups *ebpf.Map `ebpf:"dropped_cgroups"`
 	ProcessCalls   *ebpf.Map `ebpf:"process_calls"`
@@ -149,6 +158,7 @@ func (m *oldlayoutMaps) Close() error {
 	return _OldlayoutClose(
 		m.CallRows,
 		m.CarriedRows,
+		m.CgroupHints,
 		m.CgroupSlots,
 		m.DroppedCgroups,
 		m.ProcessCalls,
