@@ -112,7 +112,7 @@ func BenchmarkWatch(b *testing.B) {
 		for slot := range all {
 			all[slot] = uint32(slot)
 		}
-		if err := c.Unwatch(all...); err != nil {
+		if err := c.UnwatchAll(all); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()

@@ -91,8 +91,7 @@ func (o opener) adopt(c *Counter) error {
 		return err
 	}
 	for _, name := range found.garbage {
-		step()
-		if err := os.RemoveAll(filepath.Join(c.dir, name)); err != nil {
+		if err := removeTree(filepath.Join(c.dir, name)); err != nil {
 			return err
 		}
 	}
@@ -108,9 +107,12 @@ func (o opener) adopt(c *Counter) error {
 	if err = errors.Join(err, closeStores(chain)); err != nil {
 		return err
 	}
-	for _, name := range slices.Concat(found.unknown, storeNames(chain)) {
-		step()
-		if err := os.RemoveAll(filepath.Join(c.dir, name)); err != nil {
+	doomed := found.unknown
+	for _, s := range chain {
+		doomed = append(doomed, s.name.String())
+	}
+	for _, name := range doomed {
+		if err := removeTree(filepath.Join(c.dir, name)); err != nil {
 			return err
 		}
 	}
@@ -137,7 +139,7 @@ func (o opener) openChain(c *Counter, found *pinned) []*store {
 		}
 		chain = append(chain, opened)
 	}
-	c.discarded = found.unknown
+	c.discarded = slices.Clone(found.unknown)
 	return chain
 }
 
@@ -217,10 +219,10 @@ func closeStores(stores []*store) error {
 	return errors.Join(errs...)
 }
 
-func storeNames(stores []*store) []string {
+func storeNames(stores []storeName) []string {
 	var names []string
-	for _, s := range stores {
-		names = append(names, s.name.String())
+	for _, name := range stores {
+		names = append(names, name.String())
 	}
 	return names
 }

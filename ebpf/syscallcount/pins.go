@@ -77,17 +77,22 @@ func survey(dir string, known func(version uint32) bool) (pinned, error) {
 			p.unknown = append(p.unknown, name)
 		}
 	}
+	p.cutChain(dir)
+	return p, nil
+}
+
+// cutChain sorts the chain, and makes garbage of what is before the last folder that
+// is settled.
+func (p *pinned) cutChain(dir string) {
 	slices.SortFunc(p.chain, func(a, b storeName) int { return cmp.Compare(a.generation, b.generation) })
 	for i := len(p.chain) - 1; i > 0; i-- {
-		if _, err := os.Stat(filepath.Join(dir, p.chain[i].String(), settledName)); err == nil {
-			for _, store := range p.chain[:i] {
-				p.garbage = append(p.garbage, store.String())
-			}
-			p.chain = p.chain[i:]
-			break
+		if _, err := os.Stat(filepath.Join(dir, p.chain[i].String(), settledName)); err != nil {
+			continue
 		}
+		p.garbage = append(p.garbage, storeNames(p.chain[:i])...)
+		p.chain = p.chain[i:]
+		return
 	}
-	return p, nil
 }
 
 // nextGeneration is higher than that of anything in dir that looks like a store,
@@ -118,7 +123,7 @@ func Remove(dir string) error {
 		return fmt.Errorf("removing the system call counter: %w", err)
 	}
 	// First what runs for every system call of the node.
-	err = errors.Join(removePin(filepath.Join(path, enterPin)), os.RemoveAll(path), lock.Close())
+	err = errors.Join(removePin(filepath.Join(path, enterPin)), removeTree(path), lock.Close())
 	if err != nil {
 		return fmt.Errorf("removing the system call counter: %w", err)
 	}
@@ -132,4 +137,27 @@ func removePin(path string) error {
 		return err
 	}
 	return nil
+}
+
+// removeTree deletes a pin, or a folder of pins, that may be gone.
+func removeTree(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			return err
+		}
+		for _, entry := range entries {
+			if err := removeTree(filepath.Join(path, entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return removePin(path)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -159,7 +160,7 @@ func TestManyPods(t *testing.T) {
 	for slot := range uint32(pods) {
 		slots = append(slots, slot)
 	}
-	if err := c.Unwatch(slots...); err != nil {
+	if err := c.UnwatchAll(slots); err != nil {
 		t.Error(err)
 	}
 }
@@ -273,7 +274,7 @@ func TestUnwatch(t *testing.T) {
 		}
 		watchPod(t, c, 7, next, Settings{})
 		wantCalls(t, c, 7, knownCall, 0)
-		if err := c.Unwatch(7, 7, 9); err != nil {
+		if err := c.UnwatchAll([]uint32{7, 7, 9}); err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := counts(t, c)[7]; ok {
@@ -427,6 +428,39 @@ func TestStoreNames(t *testing.T) {
 		if ok != want || ok && name.String() != text {
 			t.Errorf("%q: %v, %v", text, name, ok)
 		}
+	}
+}
+
+func TestSurvey(t *testing.T) {
+	for name, tc := range map[string]struct {
+		dirs                    []string
+		chain, garbage, unknown string
+	}{
+		"nothing":                {},
+		"in use":                 {[]string{"v1_16_1/settled", "hook1_jump", "hook1_sys_enter"}, "v1_16_1", "", ""},
+		"begun":                  {[]string{"v0_16_1/settled", "v1_16_2_new"}, "v0_16_1", "v1_16_2_new", ""},
+		"not yet carried over":   {[]string{"v1_16_9/settled", "v0_16_10", "v1_32_11"}, "v1_16_9 v0_16_10 v1_32_11", "", ""},
+		"carried over":           {[]string{"v0_16_1/settled", "v1_16_2", "v1_32_3/settled"}, "v1_32_3", "v0_16_1 v1_16_2", ""},
+		"half carried over":      {[]string{"v0_16_1/settled", "v1_16_2/settled", "v1_32_3"}, "v1_16_2 v1_32_3", "v0_16_1", ""},
+		"a newer one":            {[]string{"v1_16_1/settled", "v2_16_2/settled", "hook2_jump"}, "v1_16_1", "", "hook2_jump v2_16_2"},
+		"of a hook that was new": {[]string{"hook1_sys_enter_new", "hook1_jump"}, "", "hook1_sys_enter_new", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for _, d := range tc.dirs {
+				if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p, err := survey(dir, func(version uint32) bool { return version < 2 })
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := []string{strings.Join(storeNames(p.chain), " "), strings.Join(p.garbage, " "), strings.Join(p.unknown, " ")}
+			if want := []string{tc.chain, tc.garbage, tc.unknown}; !slices.Equal(got, want) {
+				t.Errorf("chain, garbage, unknown: %q, want %q", got, want)
+			}
+		})
 	}
 }
 
