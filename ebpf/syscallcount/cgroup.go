@@ -3,7 +3,6 @@
 package syscallcount
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/podconfigmap/podconfigmap-controller/internal/podcgroup"
 )
 
 // GoneError says that a cgroup does not exist, or went while it was looked at.
@@ -29,19 +30,13 @@ func (e *FullError) Error() string {
 	return fmt.Sprintf("all %d entries for the cgroups of watched pods are taken", e.Cgroups)
 }
 
-// cgroupID returns the number by which the kernel's programs know a cgroup. Where
-// there is none the error is a *GoneError.
+// cgroupID is podcgroup.ID; where there is no such cgroup the error is a *GoneError.
 func cgroupID(path string) (uint64, error) {
-	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, path, 0)
-	switch {
-	case gone(err):
+	id, err := podcgroup.ID(path)
+	if gone(err) {
 		return 0, &GoneError{path}
-	case err != nil:
-		return 0, fmt.Errorf("reading the ID of the cgroup %s: %w", path, err)
-	case handle.Size() != 8:
-		return 0, fmt.Errorf("%s is not in a cgroup file system: its handle has %d bytes", path, handle.Size())
 	}
-	return binary.NativeEndian.Uint64(handle.Bytes()), nil
+	return id, err
 }
 
 // gone tells whether a file or its directory was removed.
@@ -110,22 +105,57 @@ func (s *store) register(path string, slot uint32) error {
 	if again, err := cgroupID(path); err != nil || again != id {
 		return errors.Join(&GoneError{path}, s.dropCgroup(id))
 	}
-	entries, err := os.ReadDir(path)
+	names, err := children(path)
 	if gone(err) {
 		return &GoneError{path}
 	}
 	if err != nil {
 		return fmt.Errorf("listing the cgroup %s: %w", path, err)
 	}
-	for _, entry := range entries {
-		if !entry.IsDir() {
-			continue
-		}
+	for _, name := range names {
 		var removed *GoneError
-		err := s.register(filepath.Join(path, entry.Name()), slot)
+		err := s.register(filepath.Join(path, name), slot)
 		if err != nil && !errors.As(err, &removed) {
 			return err
 		}
 	}
 	return nil
+}
+
+// children lists the cgroups in a cgroup. One that is being made counts among the
+// directory's links before the kernel's program sees it, but is listed only after
+// that: where the two differ, one may have been seen by neither, and it is asked again.
+func children(path string) ([]string, error) {
+	var names []string
+	for range 100 {
+		before, err := subdirectories(path)
+		if err != nil || before == 0 {
+			return nil, err
+		}
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			return nil, err
+		}
+		names = nil
+		for _, entry := range entries {
+			if entry.IsDir() {
+				names = append(names, entry.Name())
+			}
+		}
+		after, err := subdirectories(path)
+		if err != nil || len(names) == before && before == after {
+			return names, err
+		}
+	}
+	// They come and go all the time. What was being made at first is there by now.
+	return names, nil
+}
+
+// subdirectories counts those of a cgroup by its links: two more than they are.
+func subdirectories(path string) (int, error) {
+	var stat unix.Stat_t
+	if err := unix.Lstat(path, &stat); err != nil {
+		return 0, err
+	}
+	return int(stat.Nlink) - 2, nil
 }

@@ -224,13 +224,10 @@ func (c *Counter) detach() error {
 	return errors.Join(errs...)
 }
 
-// Unwatch stops counting for the slot, and forgets its counts: it returns when no
-// program can write to them any more, after about ten milliseconds. A slot that is not
-// watched is no error.
-func (c *Counter) Unwatch(slot uint32) error { return c.UnwatchAll([]uint32{slot}) }
-
-// UnwatchAll is Unwatch for many slots, at the price of one.
-func (c *Counter) UnwatchAll(slots []uint32) error {
+// Unwatch stops counting for the slots, and forgets their counts: it returns when no
+// program can write to them any more, after about ten milliseconds, however many slots
+// they are. A slot that is not watched is no error.
+func (c *Counter) Unwatch(slots ...uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.unwatch(slots...)

@@ -160,7 +160,7 @@ func TestManyPods(t *testing.T) {
 	for slot := range uint32(pods) {
 		slots = append(slots, slot)
 	}
-	if err := c.UnwatchAll(slots); err != nil {
+	if err := c.Unwatch(slots...); err != nil {
 		t.Error(err)
 	}
 }
@@ -274,7 +274,7 @@ func TestUnwatch(t *testing.T) {
 		}
 		watchPod(t, c, 7, next, Settings{})
 		wantCalls(t, c, 7, knownCall, 0)
-		if err := c.UnwatchAll([]uint32{7, 7, 9}); err != nil {
+		if err := c.Unwatch(7, 7, 9); err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := counts(t, c)[7]; ok {
