@@ -18,7 +18,7 @@ LLVM_STRIP ?= llvm-strip-14
 BPF_CFLAGS = -O2 -g -Wall -Werror -mcpu=v2 -I/usr/include/$(shell uname -m)-linux-gnu
 # Each folder of ebpf/ that holds NAME.bpf.c gets NAME_bpfel.go and NAME_bpfel.o.
 # A line "// Types for Go: A B" in it names types that Go needs besides the maps'.
-BPF_SOURCES = $(wildcard ebpf/*/*.bpf.c ebpf/*/testdata/*.bpf.c)
+BPF_SOURCES = $(wildcard ebpf/*/*.bpf.c ebpf/*/testdata/*.bpf.c ebpf/*/nextlayout/*.bpf.c)
 
 comma = ,
 empty =

@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package l4firewall
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Options say where the firewall keeps its state, and how much there is room for.
+type Options struct {
+	// Dir is a directory in a bpffs; it exists.
+	Dir string
+	// Slots is one more than the highest slot, by default 1,024. Slots that an
+	// earlier agent had stay.
+	Slots uint32
+	// Flows is the size of the table of UDP flows, by default 65,536.
+	Flows uint32
+}
+
+const (
+	defaultSlots = 1024
+	defaultFlows = 65536
+	// Sizes of the tables of SYNs and of blocked flows: what they forget may
+	// count twice.
+	rememberedSYNs    = 16384
+	rememberedBlocked = 16384
+)
+
+// Target is a pod and what holds for it.
+type Target struct {
+	UID  types.UID
+	Slot uint32
+	// Cgroup is the directory of the pod's cgroup.
+	Cgroup string
+	// Own are the pod's own addresses, as far as they are known; connections to
+	// them stay in the pod and are not judged.
+	Own []netip.Addr
+	// HostNetwork tells that all addresses of the node are the pod's.
+	HostNetwork bool
+	Policy      *Policy
+}
+
+// Attachment is a pod that the firewall is attached to.
+type Attachment struct {
+	UID  types.UID
+	Slot uint32
+	// CgroupGone tells that the pod's cgroup was removed: there is nothing left
+	// to do but Detach.
+	CgroupGone bool
+}
+
+// Firewall is the loaded programs, their maps and the attachments to pods. Its
+// methods are safe for concurrent use.
+type Firewall struct {
+	mu       sync.Mutex
+	dir      string
+	slots    uint32
+	programs [hooks]*ebpf.Program // of connect nil where the kernel has no such hook
+	storages [hooks]*ebpf.Map
+	pods     *ebpf.Map
+	others   map[string]*ebpf.Map // those that only the programs use
+	policies *policyTable
+	counters *counterTable
+	flows    *flowTable
+	attached map[types.UID]*attachment
+	collect  *time.Timer // runs while some policy is unused
+	closed   bool
+}
+
+// Open loads the programs and lets them take over from those of an earlier agent
+// whose pins it finds, without a gap: each link changes from one program to the
+// other at once. It repairs whatever an agent that was killed left half done.
+func Open(o Options) (*Firewall, error) { return open(o, current) }
+
+func open(o Options, b build) (f *Firewall, err error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lifting the limit of locked memory: %w", err)
+	}
+	f = &Firewall{dir: filepath.Join(o.Dir, folder), attached: map[types.UID]*attachment{}, others: map[string]*ebpf.Map{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("opening the firewall: %w", err), f.Close())
+			f = nil
+		}
+	}()
+	if err := os.MkdirAll(filepath.Join(f.dir, podsFolder), 0o700); err != nil {
+		return f, err
+	}
+	spec, err := f.sized(o, b)
+	if err != nil {
+		return f, err
+	}
+	if err := f.openStorages(spec); err != nil {
+		return f, err
+	}
+	if err := f.adoptLinks(); err != nil {
+		return f, err
+	}
+	if err := f.openMaps(spec, b); err != nil {
+		return f, err
+	}
+	if err := f.load(spec); err != nil {
+		return f, err
+	}
+	if err := f.takeOver(); err != nil {
+		return f, err
+	}
+	return f, f.sweep(b)
+}
+
+// sized returns the build's programs, with the sizes of the maps.
+func (f *Firewall) sized(o Options, b build) (*ebpf.CollectionSpec, error) {
+	spec, err := b.load()
+	if err != nil {
+		return nil, fmt.Errorf("reading the programs: %w", err)
+	}
+	f.slots = o.Slots
+	if f.slots == 0 {
+		f.slots = defaultSlots
+	}
+	list, err := names(f.dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range list {
+		if entries, ok := entriesOf(name, "pods"); ok {
+			f.slots = max(f.slots, entries)
+		}
+	}
+	flows := o.Flows
+	if flows == 0 {
+		flows = defaultFlows
+	}
+	for name, entries := range map[string]uint32{
+		"pods": f.slots, "counters": f.slots, "policies": policyEntries(f.slots), "flows": flows,
+		"syns": rememberedSYNs, "blocked": rememberedBlocked, "events": 1,
+	} {
+		spec.Maps[name].MaxEntries = entries
+	}
+	return spec, nil
+}
+
+func (f *Firewall) openStorages(spec *ebpf.CollectionSpec) (err error) {
+	for h, name := range hookNames {
+		name = "storage_" + name
+		if f.storages[h], err = adoptMap(filepath.Join(f.dir, name), spec.Maps[name], nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *Firewall) openMaps(spec *ebpf.CollectionSpec, b build) (err error) {
+	used := map[uint32]int{}
+	for _, a := range f.attached {
+		for _, index := range a.policies {
+			if index != 0 {
+				used[index]++
+			}
+		}
+	}
+	if f.policies, err = openPolicies(f.dir, b.policies, spec.Maps["policies"], used); err != nil {
+		return err
+	}
+	pods := spec.Maps["pods"]
+	f.pods, err = adoptMap(filepath.Join(f.dir, mapPin("pods", b.pods, pods.MaxEntries)), pods, f.copyPods)
+	if err != nil {
+		return err
+	}
+	if f.counters, err = openCounters(f.dir, b.counters, spec.Maps["counters"]); err != nil {
+		return err
+	}
+	if f.flows, err = openFlows(f.dir, b.flows, spec.Maps["flows"], spec.Maps["events"]); err != nil {
+		return err
+	}
+	for name, version := range map[string]int{"syns": b.syns, "blocked": b.flows} {
+		m, err := adoptMap(filepath.Join(f.dir, mapPin(name, version, spec.Maps[name].MaxEntries)), spec.Maps[name], nil)
+		if err != nil {
+			return err
+		}
+		f.others[name] = m
+	}
+	return nil
+}
+
+// copyPods fills a map of pods' settings from one of another size or layout.
+func (f *Firewall) copyPods(to *ebpf.Map) error {
+	list, err := names(f.dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range list {
+		if _, ok := entriesOf(name, "pods"); !ok {
+			continue
+		}
+		from, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, name), nil)
+		if err != nil {
+			return err
+		}
+		defer from.Close()
+		for _, a := range f.attached {
+			row, err := from.LookupBytes(a.slot)
+			if err != nil || row == nil {
+				return fmt.Errorf("reading slot %d: %w", a.slot, err)
+			}
+			row = append(row, make([]byte, to.ValueSize())...)[:to.ValueSize()]
+			if err := to.Put(a.slot, row); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// load loads the programs; those of connect only where the kernel can.
+func (f *Firewall) load(spec *ebpf.CollectionSpec) error {
+	maps := map[string]*ebpf.Map{
+		"policies": f.policies.outer, "pods": f.pods, "counters": f.counters.own,
+		"flows": f.flows.flows, "events": f.flows.events,
+	}
+	for h, name := range hookNames {
+		maps["storage_"+name] = f.storages[h]
+	}
+	for name, m := range f.others {
+		maps[name] = m
+	}
+	loaded, err := loadPrograms(spec, maps, ingress, egress)
+	if err != nil {
+		return err
+	}
+	f.programs = loaded
+	connect, err := loadPrograms(spec, maps, connect4, connect6)
+	if err == nil {
+		f.programs[connect4], f.programs[connect6] = connect[connect4], connect[connect6]
+	}
+	return nil // ProbeConnectDenied tells why the connect programs are not there.
+}
+
+// loadPrograms loads some of the programs, on the maps of these names, or on new
+// ones where there are none.
+func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, which ...hook) (programs [hooks]*ebpf.Program, err error) {
+	spec = spec.Copy()
+	all := spec.Programs
+	spec.Programs = map[string]*ebpf.ProgramSpec{}
+	for _, h := range which {
+		spec.Programs[hookNames[h]] = all[hookNames[h]]
+	}
+	loaded, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
+	if err != nil {
+		return programs, fmt.Errorf("loading programs: %w", err)
+	}
+	defer loaded.Close()
+	for _, h := range which {
+		programs[h] = loaded.DetachProgram(hookNames[h])
+	}
+	return programs, nil
+}
+
+// sweep removes what earlier builds left and none of the programs uses now.
+func (f *Firewall) sweep(b build) error {
+	if err := f.policies.sweep(); err != nil {
+		return fmt.Errorf("removing earlier policies: %w", err)
+	}
+	if err := f.counters.sweep(); err != nil {
+		return err
+	}
+	list, err := names(f.dir)
+	if err != nil {
+		return err
+	}
+	current := map[string]string{
+		"pods":    mapPin("pods", b.pods, f.pods.MaxEntries()),
+		"flows":   mapPin("flows", b.flows, f.flows.flows.MaxEntries()),
+		"events":  mapPin("events", b.flows, 1),
+		"syns":    mapPin("syns", b.syns, rememberedSYNs),
+		"blocked": mapPin("blocked", b.flows, rememberedBlocked),
+	}
+	for _, name := range list {
+		for kind, keep := range current {
+			if _, ok := entriesOf(name, kind); ok && name != keep {
+				if err := os.Remove(filepath.Join(f.dir, name)); err != nil {
+					return fmt.Errorf("removing an earlier map: %w", err)
+				}
+			}
+		}
+	}
+	f.collectLater()
+	return nil
+}
+
+// collectLater removes policies that stay unused.
+func (f *Firewall) collectLater() {
+	if f.collect != nil || f.closed || f.policies.unused() == 0 {
+		return
+	}
+	f.collect = time.AfterFunc(grace, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.closed {
+			return
+		}
+		f.collect = nil
+		// What cannot be removed now is tried again after the next change.
+		if f.policies.collect(time.Now().Add(-grace)) == nil {
+			f.collectLater()
+		}
+	})
+}
+
+// Read calls do with the counters of each attached pod.
+func (f *Firewall) Read(do func(slot uint32, c Counters)) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, a := range f.attached {
+		c, err := f.counters.read(a.slot)
+		if err != nil {
+			return err
+		}
+		do(a.slot, c)
+	}
+	return nil
+}
+
+// FlowEvictions returns how many UDP flows were forgotten to make room for
+// others; replies to those are judged as new flows.
+func (f *Firewall) FlowEvictions() (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.flows.countEvictions()
+}
+
+// Close lets go of all, but detaches nothing: the pins stay, and with them what
+// they enforce and count.
+func (f *Firewall) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	if f.collect != nil {
+		f.collect.Stop()
+	}
+	var errs []error
+	for _, a := range f.attached {
+		errs = append(errs, a.close())
+	}
+	for h := range hooks {
+		errs = append(errs, f.programs[h].Close(), f.storages[h].Close())
+	}
+	for _, m := range f.others {
+		errs = append(errs, m.Close())
+	}
+	errs = append(errs, f.pods.Close())
+	if f.policies != nil {
+		errs = append(errs, f.policies.close())
+	}
+	if f.counters != nil {
+		errs = append(errs, f.counters.close())
+	}
+	if f.flows != nil {
+		errs = append(errs, f.flows.close())
+	}
+	return errors.Join(errs...)
+}
+
+// Remove detaches every pod, and removes every pin of any build below dir, the
+// Options.Dir of the agents before. No Firewall may be open on it.
+func Remove(dir string) error {
+	dir = filepath.Join(dir, folder)
+	pods := filepath.Join(dir, podsFolder)
+	list, err := names(pods)
+	if err != nil {
+		return fmt.Errorf("listing the firewall's links: %w", err)
+	}
+	var errs []error
+	for _, name := range list {
+		errs = append(errs, removeLink(filepath.Join(pods, name)))
+	}
+	// Maps go last: as long as one is missing nothing may be attached.
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the firewall's maps: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,608 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+//go:build ignore
+
+// The kernel takes the second licence, which some of its helpers ask for.
+//
+// Lets the traffic of pods pass, or not, by protocol and destination port.
+//
+// Hooks:   cgroup_skb ingress and egress, cgroup/connect4 and connect6, of a
+//          pod's cgroup: one set of programs for all pods
+// Pod:     {slot + 1, policy} in the cgroup storage of each attachment
+// Rules:   policy -> two bits for each protocol, direction and port
+// Counts:  pod slot -> connections and packets, per CPU, read at scrape
+//
+// Layouts grow at their ends only, and their versions (layouts.go) grow with them:
+// any build reads the maps of any other.
+#include <stdbool.h>
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+char LICENSE[] SEC("license") = "GPL";
+
+enum { DROP, PASS };
+enum direction { INGRESS, EGRESS };
+enum protocol { TCP, UDP, OTHER };
+enum verdict { ALLOWED, BLOCKED, WOULD_BLOCK };
+
+#define LOOPBACK_IFINDEX 1
+#define FLOW_AGE (120 * 1000000000ULL)
+// How old a time may be before it is written again: a flow's packets come from
+// several CPUs, which would take its cache line from each other.
+#define REFRESH_AGE 1000000000ULL
+#define EXTENSION_HEADERS 8
+#define OWN_ADDRESSES 8
+// Direction of a remembered SYN or blocked flow, in its slot.
+#define IN_EGRESS (1U << 31)
+
+// The one layout that never changes: a link that gets a new program keeps the
+// storage that it was made with.
+struct attachment {
+	__u32 slot; // + 1; 0: not set yet, or being detached
+	__u32 policy;
+};
+
+struct rules {
+	__u64 enforce, audit; // 64 ports each, 1: allowed
+};
+
+#define ALL_INGRESS_ALLOWED 1
+#define ALL_EGRESS_ALLOWED 2
+
+struct policy {
+	struct rules rules[2][2][1024]; // protocol, direction, port / 64
+	__u64 flags;
+#ifdef NEXT_LAYOUT
+	__u64 more[7];
+#endif
+};
+
+#define ASK_LISTENERS 1
+
+struct pod {
+	__u64 since; // when it was attached: what is remembered from before is another pod's
+	__u32 flags;
+	__u32 addresses;
+	__u32 own[OWN_ADDRESSES][4]; // IPv4 addresses as ::ffff:a.b.c.d
+#ifdef NEXT_LAYOUT
+	__u64 more;
+#endif
+};
+
+struct counters {
+	__u64 connections[2][4]; // direction, verdict
+	__u64 packets[2][2];     // direction, protocol
+#ifdef NEXT_LAYOUT
+	__u64 more[5];
+#endif
+};
+
+struct flow {
+	__u32 slot;
+	__u16 local_port, remote_port; // as on the wire
+	__u32 local[4], remote[4];     // IPv4 addresses as ::ffff:a.b.c.d
+};
+
+struct seen {
+	__u64 time; // of the last packet, up to REFRESH_AGE old
+	__u32 direction;
+	__u32 verdict;
+};
+
+struct syn {
+	struct flow flow;
+	__u32 sequence;
+};
+
+struct events {
+	__u64 flows; // remembered ever
+};
+
+// The loader sets the numbers of entries.
+#define STORAGE(name)                                          \
+	struct {                                               \
+		__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);     \
+		__type(key, struct bpf_cgroup_storage_key);    \
+		__type(value, struct attachment);              \
+	} name SEC(".maps")
+
+// One for each program: before Linux 5.9 no two programs may share one.
+STORAGE(storage_ingress);
+STORAGE(storage_egress);
+STORAGE(storage_connect4);
+STORAGE(storage_connect6);
+
+struct inner {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	// Not __type: clang 14 writes no definition of a struct that only an inner map uses.
+	__uint(value_size, sizeof(struct policy));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct inner);
+} policies SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pod);
+} pods SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct flow);
+	__type(value, struct seen);
+} flows SEC(".maps");
+
+// Apart from the flows: a flood of what is blocked must not evict what lives.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct flow);
+	__type(value, struct seen);
+} blocked SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct syn);
+	__type(value, struct seen);
+} syns SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct events);
+} events SEC(".maps");
+
+// Of the packet at hand: what its headers say.
+struct packet {
+	enum protocol protocol;
+	bool broken; // no ports can be read
+	__u16 source, destination; // as on the wire
+	__u32 sequence;
+	bool syn;
+};
+
+// Atomic although the row is this CPU's own: a softirq can interrupt the program.
+static __always_inline void add_one(__u64 *count)
+{
+	__sync_fetch_and_add(count, 1);
+}
+
+static __always_inline struct policy *policy_at(__u32 index)
+{
+	__u32 zero = 0;
+	void *inner = bpf_map_lookup_elem(&policies, &index);
+
+	return inner ? bpf_map_lookup_elem(inner, &zero) : NULL;
+}
+
+static __always_inline enum verdict judge(struct policy *policy, enum protocol protocol,
+					  enum direction direction, __u16 destination)
+{
+	__u16 port = bpf_ntohs(destination);
+	__u32 i = (protocol * 2 + direction) * 1024 + (port >> 6);
+
+	// LLVM drops a mask where it knows the range; verifiers up to Linux 6.5 forget
+	// the ranges that it relies on.
+	barrier_var(i);
+	i &= 4095;
+	struct rules *rules = &policy->rules[0][0][0] + i;
+	if (!(rules->enforce >> (port & 63) & 1))
+		return BLOCKED;
+	return rules->audit >> (port & 63) & 1 ? ALLOWED : WOULD_BLOCK;
+}
+
+static __always_inline void count_connection(struct counters *row, enum direction direction, enum verdict verdict)
+{
+	__u32 i = verdict;
+
+	if (!row)
+		return;
+	barrier_var(i);
+	i &= 3;
+	add_one(&row->connections[direction][i]);
+}
+
+static __always_inline void take_tcp(struct packet *packet, struct tcphdr *header)
+{
+	packet->source = header->source;
+	packet->destination = header->dest;
+	packet->sequence = header->seq;
+	packet->syn = header->syn && !header->ack;
+}
+
+// Reads the ports at an offset that may be anything.
+static __always_inline void load_transport(struct __sk_buff *skb, __u32 offset, struct packet *packet)
+{
+	if (packet->protocol == TCP) {
+		struct tcphdr tcp;
+
+		if (bpf_skb_load_bytes(skb, offset, &tcp, sizeof(tcp)))
+			packet->broken = true;
+		else
+			take_tcp(packet, &tcp);
+	} else {
+		__u16 ports[2];
+
+		if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports))) {
+			packet->broken = true;
+		} else {
+			packet->source = ports[0];
+			packet->destination = ports[1];
+		}
+	}
+}
+
+// The same for an offset known to the compiler, in place where the packet allows.
+static __always_inline void read_transport(struct __sk_buff *skb, const __u32 offset, struct packet *packet)
+{
+	void *header = (void *)(long)skb->data + offset, *end = (void *)(long)skb->data_end;
+
+	if (packet->protocol == TCP && header + sizeof(struct tcphdr) <= end) {
+		take_tcp(packet, header);
+	} else if (packet->protocol == UDP && header + sizeof(struct udphdr) <= end) {
+		packet->source = ((struct udphdr *)header)->source;
+		packet->destination = ((struct udphdr *)header)->dest;
+	} else {
+		load_transport(skb, offset, packet);
+	}
+}
+
+static __always_inline enum protocol protocol_of(__u8 number)
+{
+	return number == IPPROTO_TCP ? TCP : number == IPPROTO_UDP ? UDP : OTHER;
+}
+
+static __always_inline void parse_ipv4(struct __sk_buff *skb, struct packet *packet)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct iphdr copy, *ip = data;
+
+	if (data + sizeof(*ip) > end) {
+		if (bpf_skb_load_bytes(skb, 0, &copy, sizeof(copy))) {
+			packet->broken = true;
+			return;
+		}
+		ip = &copy;
+	}
+	packet->protocol = protocol_of(ip->protocol);
+	if (packet->protocol == OTHER)
+		return;
+	__u32 words = ip->ihl;
+	if (words < 5 || ip->frag_off & bpf_htons(0x1fff))
+		packet->broken = true;
+	else if (words == 5)
+		read_transport(skb, sizeof(*ip), packet);
+	else
+		load_transport(skb, words * 4, packet);
+}
+
+// Walks the extension headers, from one whose type is next.
+static __always_inline void walk_ipv6(struct __sk_buff *skb, __u8 next, struct packet *packet)
+{
+	__u32 offset = sizeof(struct ipv6hdr);
+	bool later_fragment = false;
+
+#pragma unroll
+	for (int i = 0; i <= EXTENSION_HEADERS; i++) {
+		__u8 header[4]; // next header, length, and of a fragment header the offset
+
+		if (next == IPPROTO_TCP || next == IPPROTO_UDP) {
+			packet->protocol = next == IPPROTO_TCP ? TCP : UDP;
+			if (later_fragment)
+				packet->broken = true;
+			else
+				load_transport(skb, offset, packet);
+			return;
+		}
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT && next != IPPROTO_AH)
+			return;
+		// Nothing tells what follows an extension header in a later fragment.
+		if (later_fragment || i == EXTENSION_HEADERS || bpf_skb_load_bytes(skb, offset, header, sizeof(header)))
+			break;
+		if (next == IPPROTO_FRAGMENT) {
+			later_fragment = header[2] | (header[3] & 0xf8);
+			offset += 8;
+		} else if (next == IPPROTO_AH) {
+			offset += (header[1] + 2) * 4;
+		} else {
+			offset += (header[1] + 1) * 8;
+		}
+		next = header[0];
+	}
+	packet->broken = true;
+}
+
+static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *packet)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ipv6hdr copy, *ip = data;
+
+	if (data + sizeof(*ip) > end) {
+		if (bpf_skb_load_bytes(skb, 0, &copy, sizeof(copy))) {
+			packet->broken = true;
+			return;
+		}
+		ip = &copy;
+	}
+	packet->protocol = protocol_of(ip->nexthdr);
+	if (packet->protocol != OTHER)
+		read_transport(skb, sizeof(*ip), packet);
+	else
+		walk_ipv6(skb, ip->nexthdr, packet);
+}
+
+// The flow of a packet whose headers have been read, seen from the pod.
+static __always_inline void flow_of(struct __sk_buff *skb, struct packet *packet, enum direction direction,
+				    __u32 slot, struct flow *flow)
+{
+	__u32 *source = direction == INGRESS ? flow->remote : flow->local;
+	__u32 *destination = direction == INGRESS ? flow->local : flow->remote;
+
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->slot = slot;
+	flow->remote_port = direction == INGRESS ? packet->source : packet->destination;
+	flow->local_port = direction == INGRESS ? packet->destination : packet->source;
+	// What was read once is there: these cannot fail.
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		bpf_skb_load_bytes(skb, __builtin_offsetof(struct iphdr, saddr), &source[3], 4);
+		bpf_skb_load_bytes(skb, __builtin_offsetof(struct iphdr, daddr), &destination[3], 4);
+		source[2] = destination[2] = bpf_htonl(0xffff);
+	} else {
+		bpf_skb_load_bytes(skb, __builtin_offsetof(struct ipv6hdr, saddr), source, 16);
+		bpf_skb_load_bytes(skb, __builtin_offsetof(struct ipv6hdr, daddr), destination, 16);
+	}
+}
+
+static __always_inline int filter_syn(struct __sk_buff *skb, struct packet *packet, enum direction direction,
+				      __u32 slot, struct policy *policy, struct counters *row)
+{
+	enum verdict verdict = judge(policy, TCP, direction, packet->destination);
+	struct seen now = {.direction = direction, .verdict = verdict};
+	struct syn syn = {.sequence = packet->sequence};
+
+	flow_of(skb, packet, direction, slot | (direction == EGRESS ? IN_EGRESS : 0), &syn.flow);
+	// Sent again it counts no more, unless it meets other rules.
+	struct seen *before = bpf_map_lookup_elem(&syns, &syn);
+	if (!before) {
+		if (bpf_map_update_elem(&syns, &syn, &now, BPF_NOEXIST) != -17 /* EEXIST: on another CPU just now */)
+			count_connection(row, direction, verdict);
+	} else if (before->verdict != verdict) {
+		before->verdict = verdict;
+		count_connection(row, direction, verdict);
+	}
+	return verdict == BLOCKED ? DROP : PASS;
+}
+
+static __always_inline bool lives(struct seen *seen, __u64 now, __u64 since)
+{
+	return seen && seen->time >= since && now - seen->time < FLOW_AGE;
+}
+
+static __always_inline void refresh(struct seen *seen, __u64 now)
+{
+	if (now - seen->time > REFRESH_AGE)
+		seen->time = now;
+}
+
+static __always_inline int drop_udp(struct flow *flow, enum direction direction, __u64 now, __u64 since,
+				    struct counters *row)
+{
+	struct seen entry = {.time = now, .direction = direction, .verdict = BLOCKED};
+
+	if (direction == EGRESS)
+		flow->slot |= IN_EGRESS;
+	struct seen *before = bpf_map_lookup_elem(&blocked, flow);
+	if (lives(before, now, since)) {
+		refresh(before, now);
+		return DROP;
+	}
+	if (bpf_map_update_elem(&blocked, flow, &entry, before ? BPF_ANY : BPF_NOEXIST) != -17)
+		count_connection(row, direction, BLOCKED);
+	return DROP;
+}
+
+static __always_inline void begin_flow(struct flow *flow, struct seen *before, enum direction direction,
+				       enum verdict verdict, __u64 now, struct counters *row)
+{
+	struct seen entry = {.time = now, .direction = direction, .verdict = verdict};
+	__u32 zero = 0;
+
+	// An entry that was there is too old, and is used again.
+	long failure = bpf_map_update_elem(&flows, flow, &entry, before ? BPF_ANY : BPF_NOEXIST);
+	if (failure == -17)
+		return;
+	count_connection(row, direction, verdict);
+	if (!failure && !before) {
+		struct events *mine = bpf_map_lookup_elem(&events, &zero);
+
+		if (mine)
+			add_one(&mine->flows);
+	}
+}
+
+static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *packet, enum direction direction,
+				      __u32 slot, struct policy *policy, struct counters *row)
+{
+	struct pod *pod = bpf_map_lookup_elem(&pods, &slot);
+	__u64 since = pod ? pod->since : 0;
+	__u64 now = bpf_ktime_get_ns();
+	struct flow flow;
+
+	flow_of(skb, packet, direction, slot, &flow);
+	struct seen *before = bpf_map_lookup_elem(&flows, &flow);
+	bool live = lives(before, now, since);
+	if (live && before->direction != direction) {
+		refresh(before, now);
+		return PASS;
+	}
+	enum verdict verdict = judge(policy, UDP, direction, packet->destination);
+	if (verdict == BLOCKED)
+		return drop_udp(&flow, direction, now, since, row);
+	if (!live) {
+		begin_flow(&flow, before, direction, verdict, now, row);
+		return PASS;
+	}
+	if (before->verdict != verdict) { // The rules have changed: it counts again.
+		before->verdict = verdict;
+		count_connection(row, direction, verdict);
+	}
+	refresh(before, now);
+	return PASS;
+}
+
+static __always_inline int filter(struct __sk_buff *skb, struct attachment *attachment, const enum direction direction)
+{
+	struct packet packet = {.protocol = OTHER};
+
+	if (!attachment->slot)
+		return PASS;
+	__u32 slot = attachment->slot - 1;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		parse_ipv4(skb, &packet);
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		parse_ipv6(skb, &packet);
+	if (packet.protocol == OTHER && !packet.broken)
+		return PASS;
+
+	struct counters *row = bpf_map_lookup_elem(&counters, &slot);
+	if (row && packet.protocol == TCP)
+		add_one(&row->packets[direction][TCP]);
+	else if (row && packet.protocol == UDP)
+		add_one(&row->packets[direction][UDP]);
+	if (skb->ifindex == LOOPBACK_IFINDEX)
+		return PASS;
+	if (packet.protocol == TCP && !packet.broken && !packet.syn)
+		return PASS;
+
+	// Without a policy, which cannot be, rather nothing passes.
+	struct policy *policy = policy_at(attachment->policy);
+	if (!policy)
+		return DROP;
+	if (packet.broken)
+		return policy->flags & (direction == INGRESS ? ALL_INGRESS_ALLOWED : ALL_EGRESS_ALLOWED) ? PASS : DROP;
+	if (packet.protocol == TCP)
+		return filter_syn(skb, &packet, direction, slot, policy, row);
+	return filter_udp(skb, &packet, direction, slot, policy, row);
+}
+
+SEC("cgroup_skb/ingress")
+int ingress(struct __sk_buff *skb)
+{
+	return filter(skb, bpf_get_local_storage(&storage_ingress, 0), INGRESS);
+}
+
+SEC("cgroup_skb/egress")
+int egress(struct __sk_buff *skb)
+{
+	return filter(skb, bpf_get_local_storage(&storage_egress, 0), EGRESS);
+}
+
+static __always_inline bool is_loopback(__u32 *address)
+{
+	if (address[0] || address[1])
+		return false;
+	if (address[2] == bpf_htonl(0xffff)) // The unspecified address leads to the loopback, too.
+		return (address[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) || !address[3];
+	return !address[2] && (address[3] == bpf_htonl(1) || !address[3]);
+}
+
+static __always_inline bool is_own(struct pod *pod, __u32 *address)
+{
+	__u32 known = pod->addresses;
+
+#pragma unroll
+	for (__u32 i = 0; i < OWN_ADDRESSES; i++) {
+		__u32 *own = pod->own[i];
+
+		if (i < known && own[0] == address[0] && own[1] == address[1] && own[2] == address[2] &&
+		    own[3] == address[3])
+			return true;
+	}
+	return false;
+}
+
+// Whether the pod's network namespace may have a listener there: an own address
+// is not known as one, but its listeners are.
+static __always_inline bool has_listener(struct bpf_sock_addr *ctx, __u32 *address)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *found;
+
+	if (!address[0] && !address[1] && address[2] == bpf_htonl(0xffff)) {
+		tuple.ipv4.daddr = address[3];
+		tuple.ipv4.dport = ctx->user_port;
+		found = bpf_sk_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		__builtin_memcpy(tuple.ipv6.daddr, address, 16);
+		tuple.ipv6.dport = ctx->user_port;
+		found = bpf_sk_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!found)
+		return false;
+	bpf_sk_release(found);
+	return true;
+}
+
+// Denies at once what the egress program would drop until the connection times out.
+static __always_inline int connecting(struct bpf_sock_addr *ctx, struct attachment *attachment, __u32 *address)
+{
+	if (!attachment->slot || ctx->protocol != IPPROTO_TCP)
+		return PASS;
+	__u32 slot = attachment->slot - 1;
+	struct policy *policy = policy_at(attachment->policy);
+	if (!policy)
+		return DROP;
+	if (judge(policy, TCP, EGRESS, ctx->user_port) != BLOCKED || is_loopback(address))
+		return PASS;
+
+	struct pod *pod = bpf_map_lookup_elem(&pods, &slot);
+	if (!pod || is_own(pod, address))
+		return PASS; // The egress program sees where it goes.
+	if (pod->flags & ASK_LISTENERS && has_listener(ctx, address))
+		return PASS;
+	count_connection(bpf_map_lookup_elem(&counters, &slot), EGRESS, BLOCKED);
+	return DROP;
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	__u32 address[4] = {0, 0, bpf_htonl(0xffff), ctx->user_ip4};
+
+	return connecting(ctx, bpf_get_local_storage(&storage_connect4, 0), address);
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	__u32 address[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
+
+	return connecting(ctx, bpf_get_local_storage(&storage_connect6, 0), address);
+}

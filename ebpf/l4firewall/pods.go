@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package l4firewall
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// askListeners is a flag of the C struct pod.
+const askListeners = 1
+
+// attachment is a pod's links.
+type attachment struct {
+	uid      types.UID
+	slot     uint32
+	cgroup   uint64 // id, 0: gone
+	links    [hooks]link.Link
+	policies [hooks]uint32 // index in the storage of each link, 0: none
+}
+
+func (a *attachment) close() error {
+	var errs []error
+	for h, l := range a.links {
+		if l != nil {
+			errs = append(errs, l.Close())
+			a.links[h] = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (f *Firewall) linkPath(a *attachment, h hook) string {
+	return filepath.Join(f.dir, podsFolder, linkPin{a.uid, a.slot, h}.String())
+}
+
+func storageKey(h hook, cgroup uint64) l4firewallBpfCgroupStorageKey {
+	return l4firewallBpfCgroupStorageKey{CgroupInodeId: cgroup, AttachType: uint32(hookTypes[h])}
+}
+
+// adoptLinks opens the links that an earlier agent pinned.
+func (f *Firewall) adoptLinks() error {
+	dir := filepath.Join(f.dir, podsFolder)
+	list, err := names(dir)
+	if err != nil {
+		return fmt.Errorf("listing links: %w", err)
+	}
+	for _, name := range list {
+		pin, ok := parseLinkPin(name)
+		if !ok {
+			continue
+		}
+		l, err := link.LoadPinnedLink(filepath.Join(dir, name), nil)
+		if err != nil {
+			return fmt.Errorf("opening link %s: %w", name, err)
+		}
+		a := f.attached[pin.uid]
+		if a == nil {
+			a = &attachment{uid: pin.uid, slot: pin.slot}
+			f.attached[pin.uid] = a
+		}
+		a.links[pin.hook] = l
+		if err := f.adopt(a, pin.hook); err != nil {
+			return fmt.Errorf("adopting link %s: %w", name, err)
+		}
+	}
+	return f.dropDetached()
+}
+
+// dropDetached lets go of single links that an agent detached before it was
+// killed. Where all of them are, the pod's detaching has to be finished.
+func (f *Firewall) dropDetached() error {
+	for _, a := range f.attached {
+		for h, l := range a.links {
+			if l == nil || a.cgroup == 0 {
+				continue
+			}
+			info, err := l.Info()
+			if err == nil && info.Cgroup().CgroupId == 0 {
+				err = f.drop(a, hook(h))
+			}
+			if err != nil {
+				return fmt.Errorf("adopting the links of pod %q: %w", a.uid, err)
+			}
+		}
+	}
+	return nil
+}
+
+// adopt learns where a link is attached, and which policy it has.
+func (f *Firewall) adopt(a *attachment, h hook) error {
+	info, err := a.links[h].Info()
+	if err != nil {
+		return err
+	}
+	id := info.Cgroup().CgroupId
+	if id == 0 {
+		return nil // The cgroup is gone, or an agent was killed while it detached.
+	}
+	a.cgroup = id
+	var storage l4firewallAttachment
+	if err := f.storages[h].Lookup(storageKey(h, id), &storage); err != nil {
+		return fmt.Errorf("reading the storage of cgroup %d: %w", id, err)
+	}
+	if storage.Slot != 0 {
+		a.policies[h] = storage.Policy
+	}
+	return nil
+}
+
+// takeOver lets all links run the own programs.
+func (f *Firewall) takeOver() error {
+	for _, a := range f.attached {
+		for h, l := range a.links {
+			if l == nil || a.cgroup == 0 {
+				continue
+			}
+			if f.programs[h] == nil { // This build or kernel cannot serve the hook.
+				if err := f.drop(a, hook(h)); err != nil {
+					return err
+				}
+				continue
+			}
+			// ENOLINK: the cgroup has gone just now.
+			if err := l.Update(f.programs[h]); err != nil && !errors.Is(err, unix.ENOLINK) {
+				return fmt.Errorf("taking over %s of pod %q: %w", hookNames[h], a.uid, err)
+			}
+		}
+	}
+	return nil
+}
+
+// Attach makes a policy hold for a pod. A pod that has another one, or other
+// addresses, changes to these without a gap; flows, connections and counts live on.
+func (f *Firewall) Attach(t Target) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.attach(t); err != nil {
+		return fmt.Errorf("attaching the firewall to pod %q: %w", t.UID, err)
+	}
+	return nil
+}
+
+func (f *Firewall) attach(t Target) error {
+	switch {
+	case t.Policy == nil:
+		return errors.New("without a policy")
+	case t.Slot >= f.slots:
+		return fmt.Errorf("slot %d is beyond the last of %d", t.Slot, f.slots)
+	}
+	if err := checkUID(t.UID); err != nil {
+		return err
+	}
+	defer f.collectLater()
+	if err := f.policies.place(t.Policy); err != nil {
+		return err
+	}
+	dir, err := os.Open(t.Cgroup)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	id, err := cgroupID(dir)
+	if err != nil {
+		return err
+	}
+	a := f.attached[t.UID]
+	if a != nil && (a.cgroup != id || a.slot != t.Slot) {
+		if err := f.detach(a); err != nil {
+			return err
+		}
+		a = nil
+	}
+	if err := f.setPod(t, a == nil); err != nil {
+		return err
+	}
+	if a != nil {
+		return f.flip(a, t.Policy, int(dir.Fd()))
+	}
+	if err := f.counters.zero(t.Slot); err != nil {
+		return err
+	}
+	a = &attachment{uid: t.UID, slot: t.Slot, cgroup: id}
+	if err := f.flip(a, t.Policy, int(dir.Fd())); err != nil {
+		return errors.Join(err, f.detach(a))
+	}
+	f.attached[t.UID] = a
+	return nil
+}
+
+// cgroupID returns the kernel's 64-bit id of a cgroup, given its directory.
+func cgroupID(dir *os.File) (uint64, error) {
+	handle, _, err := unix.NameToHandleAt(int(dir.Fd()), "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return 0, fmt.Errorf("reading the id of cgroup %s: %w", dir.Name(), err)
+	}
+	if handle.Size() != 8 {
+		return 0, fmt.Errorf("%s is no cgroup", dir.Name())
+	}
+	return binary.NativeEndian.Uint64(handle.Bytes()), nil
+}
+
+// setPod writes what the programs know of a pod beside its policy.
+func (f *Firewall) setPod(t Target, fresh bool) error {
+	var pod l4firewallPod
+	if fresh {
+		var now unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+			return fmt.Errorf("reading the clock: %w", err)
+		}
+		pod.Since = uint64(now.Nano())
+	} else {
+		row, err := f.pods.LookupBytes(t.Slot)
+		if err != nil || len(row) < 8 {
+			return fmt.Errorf("reading slot %d: %w", t.Slot, err)
+		}
+		pod.Since = binary.NativeEndian.Uint64(row)
+	}
+	own := slices.Compact(slices.Clone(t.Own))
+	if t.HostNetwork || len(own) == 0 || len(own) > len(pod.Own) {
+		pod.Flags |= askListeners
+	}
+	for i, address := range own[:min(len(own), len(pod.Own))] {
+		bytes := address.As16()
+		for word := range pod.Own[i] {
+			pod.Own[i][word] = binary.NativeEndian.Uint32(bytes[4*word:])
+		}
+		pod.Addresses++
+	}
+	row, err := binary.Append(make([]byte, 0, f.pods.ValueSize()), binary.NativeEndian, &pod)
+	if err == nil {
+		err = f.pods.Put(t.Slot, row[:f.pods.ValueSize()])
+	}
+	if err != nil {
+		return fmt.Errorf("writing the settings of slot %d: %w", t.Slot, err)
+	}
+	return nil
+}
+
+// flip changes a pod's links to a policy that was placed. Those that are missing
+// are made where there is a cgroup, an open directory or -1; a policy that blocks
+// no connection needs none of connect. A link is pinned last: a pin tells that
+// its policy was set once.
+func (f *Firewall) flip(a *attachment, p *Policy, cgroup int) error {
+	index := f.policies.index(p)
+	var made []hook
+	for h := range hooks {
+		wanted := h <= egress || p.blocksConnections()
+		if a.links[h] != nil || !wanted || f.programs[h] == nil || cgroup < 0 {
+			continue
+		}
+		l, err := link.AttachRawLink(link.RawLinkOptions{Target: cgroup, Program: f.programs[h], Attach: hookTypes[h]})
+		if err != nil {
+			return fmt.Errorf("attaching %s: %w", hookNames[h], err)
+		}
+		a.links[h] = l
+		made = append(made, h)
+	}
+	for h, l := range a.links {
+		if l == nil || a.policies[h] == index {
+			continue
+		}
+		storage := l4firewallAttachment{Slot: a.slot + 1, Policy: index}
+		if err := f.storages[h].Put(storageKey(hook(h), a.cgroup), storage); err != nil {
+			return fmt.Errorf("setting the policy of %s: %w", hookNames[h], err)
+		}
+		f.policies.refer(a.policies[h], index)
+		a.policies[h] = index
+	}
+	for _, h := range made {
+		if err := a.links[h].Pin(f.linkPath(a, h)); err != nil {
+			return fmt.Errorf("pinning %s: %w", hookNames[h], err)
+		}
+	}
+	return nil
+}
+
+// SetPolicies changes many attached pods to other policies at once: each new
+// policy costs one wait for running programs (from Linux 6.1 on all together
+// one), and each pod some microseconds. The errors of single pods are joined;
+// all others are changed.
+func (f *Firewall) SetPolicies(policies map[types.UID]*Policy) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer f.collectLater()
+	list := make([]*Policy, 0, len(policies))
+	for _, p := range policies {
+		list = append(list, p)
+	}
+	if err := f.policies.place(list...); err != nil {
+		return fmt.Errorf("setting policies: %w", err)
+	}
+	var errs []error
+	for uid, p := range policies {
+		a := f.attached[uid]
+		err := errors.New("the firewall is not attached")
+		if a != nil {
+			// Links of connect that are missing wait for the next Attach: until
+			// then the egress program drops what they would deny.
+			err = f.flip(a, p, -1)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("setting the policy of pod %q: %w", uid, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Attached lists the pods that the firewall is attached to, those of earlier
+// agents included.
+func (f *Firewall) Attached() []Attachment {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list := make([]Attachment, 0, len(f.attached))
+	for _, a := range f.attached {
+		list = append(list, Attachment{UID: a.uid, Slot: a.slot, CgroupGone: a.gone()})
+	}
+	return list
+}
+
+// gone asks the kernel whether the cgroup still exists.
+func (a *attachment) gone() bool {
+	for _, l := range a.links {
+		if l == nil {
+			continue
+		}
+		if info, err := l.Info(); err == nil && info.Cgroup().CgroupId != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Detach lets go of a pod and forgets its counts; of one that is not attached
+// there is nothing to do. It works the same when the pod's cgroup is gone.
+func (f *Firewall) Detach(uid types.UID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer f.collectLater()
+	a := f.attached[uid]
+	if a == nil {
+		return nil
+	}
+	if err := f.detach(a); err != nil {
+		return fmt.Errorf("detaching the firewall from pod %q: %w", uid, err)
+	}
+	return nil
+}
+
+// detach can be done again whenever it was interrupted: the pins go last. The
+// storages outlive the links, and must not hold for the next attachment.
+func (f *Firewall) detach(a *attachment) error {
+	for h, l := range a.links {
+		if l == nil {
+			continue
+		}
+		if err := f.storages[h].Put(storageKey(hook(h), a.cgroup), l4firewallAttachment{}); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("clearing %s: %w", hookNames[h], err)
+		}
+		f.policies.refer(a.policies[h], 0)
+		a.policies[h] = 0
+		if err := l.Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) {
+			return fmt.Errorf("detaching %s: %w", hookNames[h], err)
+		}
+	}
+	if err := f.counters.zero(a.slot); err != nil {
+		return err
+	}
+	for h, l := range a.links {
+		if l == nil {
+			continue
+		}
+		if err := f.drop(a, hook(h)); err != nil {
+			return err
+		}
+	}
+	delete(f.attached, a.uid)
+	return nil
+}
+
+// drop removes a link and its pin.
+func (f *Firewall) drop(a *attachment, h hook) error {
+	if err := os.Remove(f.linkPath(a, h)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing the pin of %s: %w", hookNames[h], err)
+	}
+	if a.policies[h] != 0 {
+		f.policies.refer(a.policies[h], 0)
+		a.policies[h] = 0
+	}
+	err := a.links[h].Close()
+	a.links[h] = nil
+	return err
+}
+
+// removeLink detaches the link that is pinned at path, and removes the pin.
+func removeLink(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return fmt.Errorf("opening link %s: %w", path, err)
+	}
+	defer l.Close()
+	if err := l.Detach(); err != nil && !errors.Is(err, link.ErrNotSupported) {
+		return fmt.Errorf("detaching link %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("removing link %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package l4firewall
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/podconfigmap/podconfigmap-controller/internal/kernelfeature"
+)
+
+// Probe loads the programs that filter packets, and lets the kernel try a link
+// that cannot be. It returns nil or a *kernelfeature.Unsupported, and leaves nothing.
+func Probe() error {
+	return probe(kernelfeature.L4Firewall, "use Linux 5.10 or newer with CONFIG_CGROUP_BPF", ingress, egress)
+}
+
+// ProbeConnectDenied does the same with the programs that deny connections at
+// once. Without them the firewall drops the connections' packets.
+func ProbeConnectDenied() error {
+	return probe(kernelfeature.ConnectDenied, "use Linux 5.10 or newer with CONFIG_CGROUP_BPF and CONFIG_INET", connect4, connect6)
+}
+
+func probe(feature, remedy string, which ...hook) error {
+	err := tryPrograms(which)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EPERM):
+		remedy = "give the agent the capabilities BPF, NET_ADMIN and PERFMON (before Linux 5.11: SYS_ADMIN, NET_ADMIN and SYS_RESOURCE)"
+	}
+	return &kernelfeature.Unsupported{Feature: feature, Reason: err.Error(), Remedy: remedy}
+}
+
+func tryPrograms(which []hook) error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("lifting the limit of locked memory: %w", err)
+	}
+	spec, err := current.load()
+	if err != nil {
+		return fmt.Errorf("reading the programs: %w", err)
+	}
+	for _, name := range []string{"flows", "blocked", "syns"} {
+		spec.Maps[name].MaxEntries = 1024 // With one the kernel gives each CPU none.
+	}
+	programs, err := loadPrograms(spec, nil, which...)
+	if err != nil {
+		return err
+	}
+	for _, h := range which {
+		defer programs[h].Close()
+	}
+	return tryLink(programs[which[0]], hookTypes[which[0]])
+}
+
+// tryLink asks for a link to what is no cgroup: where the kernel has links of
+// cgroups, that is what it finds wrong.
+func tryLink(program *ebpf.Program, attach ebpf.AttachType) error {
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	l, err := link.AttachRawLink(link.RawLinkOptions{Target: int(file.Fd()), Program: program, Attach: attach})
+	if err == nil {
+		return errors.Join(errors.New("the kernel attached a program to a file"), l.Close())
+	}
+	if errors.Is(err, unix.EBADF) {
+		return nil
+	}
+	return fmt.Errorf("linking programs to cgroups: %w", err)
+}
