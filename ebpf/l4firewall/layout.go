@@ -18,7 +18,7 @@ import (
 // build is the programs of one build of the agent, with the versions of the
 // layouts of its maps. A version is raised whenever its struct grows in C.
 type build struct {
-	load                                 func() (*ebpf.CollectionSpec, error)
+	load                                  func() (*ebpf.CollectionSpec, error)
 	counters, policies, pods, flows, syns int
 }
 
