@@ -236,6 +236,12 @@ static __always_inline void take_tcp(struct packet *packet, struct tcphdr *heade
 	packet->syn = header->syn && !header->ack;
 }
 
+static __always_inline void take_udp(struct packet *packet, struct udphdr *header)
+{
+	packet->source = header->source;
+	packet->destination = header->dest;
+}
+
 // Reads the ports at an offset that may be anything.
 static __always_inline void load_transport(struct __sk_buff *skb, __u32 offset, struct packet *packet)
 {
@@ -247,14 +253,12 @@ static __always_inline void load_transport(struct __sk_buff *skb, __u32 offset, 
 		else
 			take_tcp(packet, &tcp);
 	} else {
-		__u16 ports[2];
+		struct udphdr udp;
 
-		if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports))) {
+		if (bpf_skb_load_bytes(skb, offset, &udp, sizeof(udp)))
 			packet->broken = true;
-		} else {
-			packet->source = ports[0];
-			packet->destination = ports[1];
-		}
+		else
+			take_udp(packet, &udp);
 	}
 }
 
@@ -266,8 +270,7 @@ static __always_inline void read_transport(struct __sk_buff *skb, const __u32 of
 	if (packet->protocol == TCP && header + sizeof(struct tcphdr) <= end) {
 		take_tcp(packet, header);
 	} else if (packet->protocol == UDP && header + sizeof(struct udphdr) <= end) {
-		packet->source = ((struct udphdr *)header)->source;
-		packet->destination = ((struct udphdr *)header)->dest;
+		take_udp(packet, header);
 	} else {
 		load_transport(skb, offset, packet);
 	}
