@@ -3,7 +3,6 @@
 package l4firewall
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -25,19 +24,20 @@ type Counters struct {
 	Packets [2][2]uint64
 }
 
-// counterTable is the rows of all slots: the own map, and those that earlier
-// builds left in other layouts or sizes. A row is the sum over all maps, so that
-// a change of builds carries nothing over, and loses and doubles nothing
+// counterTable is the rows of all slots: the own map first, and those that
+// earlier builds left in other layouts or sizes. A row is the sum over all maps, so
+// that a change of builds carries nothing over, and loses and doubles nothing
 // whenever it is interrupted. An old map goes when its rows are zero.
 type counterTable struct {
-	own *ebpf.Map
-	old []*oldCounters
+	maps []*counterMap
+	cpus int
 }
 
-type oldCounters struct {
+// counterMap is one map, in whatever layout: layouts begin alike.
+type counterMap struct {
 	*ebpf.Map
 	path string
-	rows reflect.Value // []([valueSize/8]uint64), one per CPU
+	rows reflect.Type // []struct with as many words as a value has
 }
 
 func openCounters(dir string, version int, spec *ebpf.MapSpec) (t *counterTable, err error) {
@@ -47,17 +47,18 @@ func openCounters(dir string, version int, spec *ebpf.MapSpec) (t *counterTable,
 			err = errors.Join(err, t.close())
 		}
 	}()
+	if t.cpus, err = ebpf.PossibleCPU(); err != nil {
+		return t, fmt.Errorf("counting CPUs: %w", err)
+	}
 	pin := mapPin("counters", version, spec.MaxEntries)
-	if t.own, err = adoptMap(filepath.Join(dir, pin), spec, nil); err != nil {
+	own, err := adoptMap(filepath.Join(dir, pin), spec, nil)
+	if err != nil {
 		return t, err
 	}
+	t.take(own, filepath.Join(dir, pin))
 	list, err := names(dir)
 	if err != nil {
 		return t, err
-	}
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return t, fmt.Errorf("counting CPUs: %w", err)
 	}
 	for _, name := range list {
 		if _, ok := entriesOf(name, "counters"); !ok || name == pin {
@@ -68,28 +69,29 @@ func openCounters(dir string, version int, spec *ebpf.MapSpec) (t *counterTable,
 		if err != nil {
 			return t, fmt.Errorf("opening map %s: %w", path, err)
 		}
-		row := reflect.ArrayOf(int(m.ValueSize()/8), reflect.TypeFor[uint64]())
-		t.old = append(t.old, &oldCounters{m, path, reflect.MakeSlice(reflect.SliceOf(row), cpus, cpus)})
+		t.take(m, path)
 	}
 	return t, nil
 }
 
+func (t *counterTable) take(m *ebpf.Map, path string) {
+	words := reflect.ArrayOf(int(m.ValueSize()/8), reflect.TypeFor[uint64]())
+	t.maps = append(t.maps, &counterMap{m, path, reflect.SliceOf(words)})
+}
+
+// own is the map that the own programs count in.
+func (t *counterTable) own() *ebpf.Map { return t.maps[0].Map }
+
 // read returns a slot's row.
-func (t *counterTable) read(slot uint32) (Counters, error) {
-	var sum Counters
-	var rows []l4firewallCounters
-	if err := t.own.Lookup(slot, &rows); err != nil {
-		return sum, fmt.Errorf("reading the counters of slot %d: %w", slot, err)
-	}
-	for _, old := range t.old {
-		more, err := old.read(slot)
+func (t *counterTable) read(slot uint32) (sum Counters, err error) {
+	for _, m := range t.maps {
+		rows, err := m.read(slot)
 		if err != nil {
-			return sum, err
+			return sum, fmt.Errorf("reading the counters of slot %d: %w", slot, err)
 		}
-		rows = append(rows, more...)
-	}
-	for i := range rows {
-		sum.add(&rows[i])
+		for i := range rows {
+			sum.add(&rows[i])
+		}
 	}
 	return sum, nil
 }
@@ -105,78 +107,84 @@ func (c *Counters) add(row *l4firewallCounters) {
 	}
 }
 
-// read returns a slot's rows in the own layout: layouts begin alike.
-func (o *oldCounters) read(slot uint32) ([]l4firewallCounters, error) {
-	if slot >= o.MaxEntries() {
+// read returns a slot's rows, one for each CPU.
+func (m *counterMap) read(slot uint32) (rows []l4firewallCounters, err error) {
+	size := binary.Size(l4firewallCounters{})
+	switch {
+	case slot >= m.MaxEntries():
 		return nil, nil
+	case int(m.ValueSize()) == size:
+		err = m.Lookup(slot, &rows)
+		return rows, err
 	}
-	rows := reflect.New(o.rows.Type())
-	rows.Elem().Set(o.rows)
-	if err := o.Lookup(slot, rows.Interface()); err != nil {
-		return nil, fmt.Errorf("reading earlier counters of slot %d: %w", slot, err)
+	raw := reflect.New(m.rows)
+	if err := m.Lookup(slot, raw.Interface()); err != nil {
+		return nil, err
 	}
-	list := make([]l4firewallCounters, rows.Elem().Len())
-	for i := range list {
-		var content bytes.Buffer
-		if err := binary.Write(&content, binary.NativeEndian, rows.Elem().Index(i).Interface()); err != nil {
+	rows = make([]l4firewallCounters, raw.Elem().Len())
+	for i := range rows {
+		content, err := binary.Append(nil, binary.NativeEndian, raw.Elem().Index(i).Interface())
+		if err != nil {
 			return nil, err
 		}
-		content.Write(make([]byte, binary.Size(list[i])))
-		if err := binary.Read(&content, binary.NativeEndian, &list[i]); err != nil {
+		content = append(content, make([]byte, size)...)
+		if _, err := binary.Decode(content, binary.NativeEndian, &rows[i]); err != nil {
 			return nil, err
 		}
 	}
-	return list, nil
+	return rows, nil
 }
 
 // zero forgets what was counted for a slot.
 func (t *counterTable) zero(slot uint32) error {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return fmt.Errorf("counting CPUs: %w", err)
-	}
-	errs := []error{t.own.Put(slot, make([]l4firewallCounters, cpus))}
-	for _, old := range t.old {
-		if slot < old.MaxEntries() {
-			errs = append(errs, old.Put(slot, reflect.MakeSlice(old.rows.Type(), cpus, cpus).Interface()))
+	for _, m := range t.maps {
+		if slot >= m.MaxEntries() {
+			continue
 		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("zeroing the counters of slot %d: %w", slot, err)
+		if err := m.Put(slot, reflect.MakeSlice(m.rows, t.cpus, t.cpus).Interface()); err != nil {
+			return fmt.Errorf("zeroing the counters of slot %d: %w", slot, err)
+		}
 	}
 	return nil
 }
 
 // sweep removes the maps of earlier builds in which nothing is counted any more.
 func (t *counterTable) sweep() error {
-	var kept []*oldCounters
-	for _, old := range t.old {
-		empty := true
-		for slot := uint32(0); empty && slot < old.MaxEntries(); slot++ {
-			rows, err := old.read(slot)
-			if err != nil {
-				return err
-			}
-			for _, row := range rows {
-				empty = empty && row == l4firewallCounters{}
-			}
+	kept := t.maps[:1]
+	for _, m := range t.maps[1:] {
+		empty, err := m.empty()
+		if err == nil && empty {
+			err = errors.Join(os.Remove(m.path), m.Close())
+		} else {
+			kept = append(kept, m)
 		}
-		if !empty {
-			kept = append(kept, old)
-			continue
-		}
-		if err := errors.Join(os.Remove(old.path), old.Close()); err != nil {
+		if err != nil {
 			return fmt.Errorf("removing earlier counters: %w", err)
 		}
 	}
-	t.old = kept
+	t.maps = kept
 	return nil
 }
 
+func (m *counterMap) empty() (bool, error) {
+	for slot := range m.MaxEntries() {
+		rows, err := m.read(slot)
+		if err != nil {
+			return false, err
+		}
+		for _, row := range rows {
+			if row != (l4firewallCounters{}) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
 func (t *counterTable) close() error {
-	errs := []error{t.own.Close()}
-	for _, old := range t.old {
-		errs = append(errs, old.Close())
+	var errs []error
+	for _, m := range t.maps {
+		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -226,7 +226,7 @@ func (f *Firewall) copyPods(to *ebpf.Map) error {
 // load loads the programs; those of connect only where the kernel can.
 func (f *Firewall) load(spec *ebpf.CollectionSpec) error {
 	maps := map[string]*ebpf.Map{
-		"policies": f.policies.outer, "pods": f.pods, "counters": f.counters.own,
+		"policies": f.policies.outer, "pods": f.pods, "counters": f.counters.own(),
 		"flows": f.flows.flows, "events": f.flows.events,
 	}
 	for h, name := range hookNames {

@@ -173,6 +173,8 @@ func (f *Firewall) attach(t Target) error {
 	if err != nil {
 		return err
 	}
+	// Not t.Cgroup: another cgroup may have taken its place.
+	path := fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
 	a := f.attached[t.UID]
 	if a != nil && (a.cgroup != id || a.slot != t.Slot) {
 		if err := f.detach(a); err != nil {
@@ -184,13 +186,13 @@ func (f *Firewall) attach(t Target) error {
 		return err
 	}
 	if a != nil {
-		return f.flip(a, t.Policy, int(dir.Fd()))
+		return f.flip(a, t.Policy, path)
 	}
 	if err := f.counters.zero(t.Slot); err != nil {
 		return err
 	}
 	a = &attachment{uid: t.UID, slot: t.Slot, cgroup: id}
-	if err := f.flip(a, t.Policy, int(dir.Fd())); err != nil {
+	if err := f.flip(a, t.Policy, path); err != nil {
 		return errors.Join(err, f.detach(a))
 	}
 	f.attached[t.UID] = a
@@ -247,18 +249,18 @@ func (f *Firewall) setPod(t Target, fresh bool) error {
 }
 
 // flip changes a pod's links to a policy that was placed. Those that are missing
-// are made where there is a cgroup, an open directory or -1; a policy that blocks
+// are made in the cgroup, where one is given by its path; a policy that blocks
 // no connection needs none of connect. A link is pinned last: a pin tells that
 // its policy was set once.
-func (f *Firewall) flip(a *attachment, p *Policy, cgroup int) error {
+func (f *Firewall) flip(a *attachment, p *Policy, cgroup string) error {
 	index := f.policies.index(p)
 	var made []hook
 	for h := range hooks {
 		wanted := h <= egress || p.blocksConnections()
-		if a.links[h] != nil || !wanted || f.programs[h] == nil || cgroup < 0 {
+		if a.links[h] != nil || !wanted || f.programs[h] == nil || cgroup == "" {
 			continue
 		}
-		l, err := link.AttachRawLink(link.RawLinkOptions{Target: cgroup, Program: f.programs[h], Attach: hookTypes[h]})
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Program: f.programs[h], Attach: hookTypes[h]})
 		if err != nil {
 			return fmt.Errorf("attaching %s: %w", hookNames[h], err)
 		}
@@ -306,7 +308,7 @@ func (f *Firewall) SetPolicies(policies map[types.UID]*Policy) error {
 		if a != nil {
 			// Links of connect that are missing wait for the next Attach: until
 			// then the egress program drops what they would deny.
-			err = f.flip(a, p, -1)
+			err = f.flip(a, p, "")
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("setting the policy of pod %q: %w", uid, err))
