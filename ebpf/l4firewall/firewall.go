@@ -272,6 +272,10 @@ func (f *Firewall) sweep(b build) error {
 	if err := f.policies.sweep(); err != nil {
 		return fmt.Errorf("removing earlier policies: %w", err)
 	}
+	// No program of an earlier build may count any more in what is found empty.
+	if err := f.policies.waitForPrograms(); err != nil {
+		return err
+	}
 	if err := f.counters.sweep(); err != nil {
 		return err
 	}

@@ -193,6 +193,7 @@ static __always_inline void add_one(__u64 *count)
 	__sync_fetch_and_add(count, 1);
 }
 
+// Every attachment has a policy. Were there none, rather nothing would pass.
 static __always_inline struct policy *policy_at(__u32 index)
 {
 	__u32 zero = 0;
@@ -451,7 +452,7 @@ static __always_inline void begin_flow(struct flow *flow, struct seen *before, e
 }
 
 static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *packet, enum direction direction,
-				      __u32 slot, struct policy *policy, struct counters *row)
+				      __u32 slot, __u32 index, struct counters *row)
 {
 	struct pod *pod = bpf_map_lookup_elem(&pods, &slot);
 	__u64 since = pod ? pod->since : 0;
@@ -465,6 +466,9 @@ static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *pack
 		refresh(before, now);
 		return PASS;
 	}
+	struct policy *policy = policy_at(index);
+	if (!policy)
+		return DROP;
 	enum verdict verdict = judge(policy, UDP, direction, packet->destination);
 	if (verdict == BLOCKED)
 		return drop_udp(&flow, direction, now, since, row);
@@ -504,15 +508,14 @@ static __always_inline int filter(struct __sk_buff *skb, struct attachment *atta
 	if (packet.protocol == TCP && !packet.broken && !packet.syn)
 		return PASS;
 
-	// Without a policy, which cannot be, rather nothing passes.
+	if (packet.protocol == UDP && !packet.broken)
+		return filter_udp(skb, &packet, direction, slot, attachment->policy, row);
 	struct policy *policy = policy_at(attachment->policy);
 	if (!policy)
 		return DROP;
 	if (packet.broken)
 		return policy->flags & (direction == INGRESS ? ALL_INGRESS_ALLOWED : ALL_EGRESS_ALLOWED) ? PASS : DROP;
-	if (packet.protocol == TCP)
-		return filter_syn(skb, &packet, direction, slot, policy, row);
-	return filter_udp(skb, &packet, direction, slot, policy, row);
+	return filter_syn(skb, &packet, direction, slot, policy, row);
 }
 
 SEC("cgroup_skb/ingress")
