@@ -34,10 +34,10 @@ enum protocol { TCP, UDP, OTHER };
 enum verdict { ALLOWED, BLOCKED, WOULD_BLOCK };
 
 #define LOOPBACK_IFINDEX 1
-#define FLOW_AGE (120 * 1000000000ULL)
+#define FLOW_AGE (120 * 1000000000LL)
 // How old a time may be before it is written again: a flow's packets come from
 // several CPUs, which would take its cache line from each other.
-#define REFRESH_AGE 1000000000ULL
+#define REFRESH_AGE 1000000000LL
 #define EXTENSION_HEADERS 8
 #define OWN_ADDRESSES 8
 // Direction of a remembered SYN or blocked flow, in its slot.
@@ -362,25 +362,40 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *pac
 		walk_ipv6(skb, ip->nexthdr, packet);
 }
 
-// The flow of a packet whose headers have been read, seen from the pod.
+// The flow of a packet whose headers have been read, seen from the pod. Nothing
+// here can fail: what was read once is there.
 static __always_inline void flow_of(struct __sk_buff *skb, struct packet *packet, enum direction direction,
 				    __u32 slot, struct flow *flow)
 {
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	__u32 *source = direction == INGRESS ? flow->remote : flow->local;
 	__u32 *destination = direction == INGRESS ? flow->local : flow->remote;
 
-	__builtin_memset(flow, 0, sizeof(*flow));
 	flow->slot = slot;
 	flow->remote_port = direction == INGRESS ? packet->source : packet->destination;
 	flow->local_port = direction == INGRESS ? packet->destination : packet->source;
-	// What was read once is there: these cannot fail.
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		bpf_skb_load_bytes(skb, __builtin_offsetof(struct iphdr, saddr), &source[3], 4);
-		bpf_skb_load_bytes(skb, __builtin_offsetof(struct iphdr, daddr), &destination[3], 4);
+		struct iphdr copy, *ip = data;
+
+		if (data + sizeof(*ip) > end) {
+			__builtin_memset(&copy, 0, sizeof(copy));
+			bpf_skb_load_bytes(skb, 0, &copy, sizeof(copy));
+			ip = &copy;
+		}
+		source[0] = source[1] = destination[0] = destination[1] = 0;
 		source[2] = destination[2] = bpf_htonl(0xffff);
+		source[3] = ip->saddr;
+		destination[3] = ip->daddr;
 	} else {
-		bpf_skb_load_bytes(skb, __builtin_offsetof(struct ipv6hdr, saddr), source, 16);
-		bpf_skb_load_bytes(skb, __builtin_offsetof(struct ipv6hdr, daddr), destination, 16);
+		struct ipv6hdr copy, *ip = data;
+
+		if (data + sizeof(*ip) > end) {
+			__builtin_memset(&copy, 0, sizeof(copy));
+			bpf_skb_load_bytes(skb, 0, &copy, sizeof(copy));
+			ip = &copy;
+		}
+		__builtin_memcpy(source, &ip->saddr, 16);
+		__builtin_memcpy(destination, &ip->daddr, 16);
 	}
 }
 
@@ -406,12 +421,13 @@ static __always_inline int filter_syn(struct __sk_buff *skb, struct packet *pack
 
 static __always_inline bool lives(struct seen *seen, __u64 now, __u64 since)
 {
-	return seen && seen->time >= since && now - seen->time < FLOW_AGE;
+	// Signed: a clock with another resolution may have been ahead.
+	return seen && seen->time >= since && (__s64)(now - seen->time) < FLOW_AGE;
 }
 
 static __always_inline void refresh(struct seen *seen, __u64 now)
 {
-	if (now - seen->time > REFRESH_AGE)
+	if ((__s64)(now - seen->time) > REFRESH_AGE)
 		seen->time = now;
 }
 
@@ -456,7 +472,7 @@ static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *pack
 {
 	struct pod *pod = bpf_map_lookup_elem(&pods, &slot);
 	__u64 since = pod ? pod->since : 0;
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = bpf_ktime_get_ns(); // The loader takes the coarse clock where there is one.
 	struct flow flow;
 
 	flow_of(skb, packet, direction, slot, &flow);

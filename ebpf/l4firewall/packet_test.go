@@ -22,6 +22,8 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/podconfigmap/podconfigmap-controller/test/sandbox"
 )
 
 // parsed is what the reference reads in a packet.
@@ -238,6 +240,7 @@ func (b *testbench) load(t testing.TB, p *Policy) {
 			delete(spec.Programs, hookNames[h])
 			continue
 		}
+		useCoarseClock(spec.Programs[hookNames[h]])
 		replaced := 0
 		list := spec.Programs[hookNames[h]].Instructions
 		for i := range list {
@@ -288,8 +291,8 @@ func (b *testbench) forget(t testing.TB) {
 	b.model = newModel(b.model.policy)
 }
 
-// run runs a program on a packet.
-func (b *testbench) run(d Direction, etherType uint16, packet []byte) (passes bool, err error) {
+// run runs a program on a packet, so many times.
+func (b *testbench) run(d Direction, etherType uint16, packet []byte, times int) (passes bool, err error) {
 	frame := append(make([]byte, 12, 14+len(packet)), byte(etherType>>8), byte(etherType))
 	// From struct __sk_buff: only ifindex is not 0.
 	context := struct {
@@ -301,7 +304,7 @@ func (b *testbench) run(d Direction, etherType uint16, packet []byte) (passes bo
 	b.work <- func() {
 		defer close(done)
 		var result uint32
-		result, err = b.programs[d].Run(&ebpf.RunOptions{Data: append(frame, packet...), Context: context, Repeat: 1})
+		result, err = b.programs[d].Run(&ebpf.RunOptions{Data: append(frame, packet...), Context: context, Repeat: uint32(times)})
 		passes = result&1 != 0
 	}
 	<-done
@@ -325,7 +328,7 @@ func (b *testbench) compare(t testing.TB, d Direction, etherType uint16, packet 
 		b.forget(t)
 	}
 	before := b.read(t)
-	passes, err := b.run(d, etherType, packet)
+	passes, err := b.run(d, etherType, packet, 1)
 	if err != nil {
 		// The kernel takes no packet shorter than its header to the test.
 		if len(packet) < ipv6.HeaderLen {
@@ -520,8 +523,35 @@ func TestLoopbackDevicePasses(t *testing.T) {
 		if len(packet) < ipv6.HeaderLen {
 			continue
 		}
-		if passes, err := b.run(Direction(g.IntN(2)), etherType, packet); err != nil || !passes {
+		if passes, err := b.run(Direction(g.IntN(2)), etherType, packet, 1); err != nil || !passes {
 			t.Fatalf("%#x %.200x: passes %v (%v)", etherType, packet, passes, err)
 		}
+	}
+}
+
+// BenchmarkPrograms measures the programs alone, on one packet again and again.
+func BenchmarkPrograms(b *testing.B) {
+	bench := newTestbench(b, Compile([]Rules{both(Rules{Blocked: []uint16{9}})}, nil))
+	from, to := netip.MustParseAddrPort("10.0.0.1:4000"), netip.MustParseAddrPort("10.0.0.2:80")
+	tcp := func(flags byte) []byte {
+		header := sandbox.Header4(from.Addr(), to.Addr(), unix.IPPROTO_TCP, 0, 20)
+		return append(header, 0x0f, 0xa0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, flags, 0, 0, 0, 0, 0, 0)
+	}
+	for _, tc := range []struct {
+		name      string
+		direction Direction
+		packet    []byte
+	}{
+		{"TCP established", Egress, tcp(0x10)},
+		{"TCP SYN again", Egress, tcp(0x02)},
+		{"UDP", Egress, sandbox.UDPPacket(from, to, []byte("x"))},
+		{"UDP reply", Ingress, sandbox.UDPPacket(to, from, []byte("x"))},
+		{"UDP blocked", Egress, sandbox.UDPPacket(from, netip.AddrPortFrom(to.Addr(), 9), []byte("x"))},
+	} {
+		b.Run(tc.name, func(b *testing.B) {
+			if _, err := bench.run(tc.direction, unix.ETH_P_IP, tc.packet, b.N); err != nil {
+				b.Fatal(err)
+			}
+		})
 	}
 }

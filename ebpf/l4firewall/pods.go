@@ -216,7 +216,8 @@ func (f *Firewall) setPod(t Target, fresh bool) error {
 	var pod l4firewallPod
 	if fresh {
 		var now unix.Timespec
-		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		// Coarse as the programs' clock is: never ahead of it.
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
 			return fmt.Errorf("reading the clock: %w", err)
 		}
 		pod.Since = uint64(now.Nano())
