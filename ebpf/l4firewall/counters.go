@@ -195,7 +195,6 @@ type flowTable struct {
 	evictions     uint64
 }
 
-// openFlows adopts the table of an earlier agent, or copies one of another size.
 func openFlows(dir string, version int, spec, events *ebpf.MapSpec) (t *flowTable, err error) {
 	t = &flowTable{}
 	defer func() {
@@ -206,39 +205,8 @@ func openFlows(dir string, version int, spec, events *ebpf.MapSpec) (t *flowTabl
 	if t.events, err = adoptMap(filepath.Join(dir, mapPin("events", version, events.MaxEntries)), events, nil); err != nil {
 		return t, err
 	}
-	t.flows, err = adoptMap(filepath.Join(dir, mapPin("flows", version, spec.MaxEntries)), spec, func(m *ebpf.Map) error {
-		return copyFlows(dir, m)
-	})
+	t.flows, err = adoptMap(filepath.Join(dir, mapPin("flows", version, spec.MaxEntries)), spec, nil)
 	return t, err
-}
-
-// copyFlows takes over what another size of table holds.
-func copyFlows(dir string, to *ebpf.Map) error {
-	list, err := names(dir)
-	if err != nil {
-		return err
-	}
-	for _, name := range list {
-		if _, ok := entriesOf(name, "flows"); !ok {
-			continue
-		}
-		from, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
-		if err != nil {
-			return err
-		}
-		defer from.Close()
-		if from.KeySize() != to.KeySize() || from.ValueSize() != to.ValueSize() {
-			continue
-		}
-		var flow l4firewallFlow
-		var seen l4firewallSeen
-		for i := from.Iterate(); i.Next(&flow, &seen); {
-			if err := to.Put(flow, seen); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // countEvictions returns how many flows the table has forgotten to make room:

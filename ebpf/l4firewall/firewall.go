@@ -3,6 +3,7 @@
 package l4firewall
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,7 +27,9 @@ type Options struct {
 	// Slots is one more than the highest slot, by default 1,024. Slots that an
 	// earlier agent had stay.
 	Slots uint32
-	// Flows is the size of the table of UDP flows, by default 65,536.
+	// Flows is the size of the table of UDP flows, by default 65,536. As long as
+	// pods are attached the table of an earlier agent keeps its size: what was
+	// copied to another would lack the flows that began meanwhile.
 	Flows uint32
 }
 
@@ -99,14 +102,17 @@ func open(o Options, b build) (f *Firewall, err error) {
 	if err := os.MkdirAll(filepath.Join(f.dir, podsFolder), 0o700); err != nil {
 		return f, err
 	}
-	spec, err := f.sized(o, b)
+	spec, err := b.load()
 	if err != nil {
-		return f, err
+		return f, fmt.Errorf("reading the programs: %w", err)
 	}
 	if err := f.openStorages(spec); err != nil {
 		return f, err
 	}
 	if err := f.adoptLinks(); err != nil {
+		return f, err
+	}
+	if err := f.size(spec, o, b); err != nil {
 		return f, err
 	}
 	if err := f.openMaps(spec, b); err != nil {
@@ -121,28 +127,21 @@ func open(o Options, b build) (f *Firewall, err error) {
 	return f, f.sweep(b)
 }
 
-// sized returns the build's programs, with the sizes of the maps.
-func (f *Firewall) sized(o Options, b build) (*ebpf.CollectionSpec, error) {
-	spec, err := b.load()
-	if err != nil {
-		return nil, fmt.Errorf("reading the programs: %w", err)
-	}
-	f.slots = o.Slots
-	if f.slots == 0 {
-		f.slots = defaultSlots
-	}
+// size sets the sizes of the maps.
+func (f *Firewall) size(spec *ebpf.CollectionSpec, o Options, b build) error {
+	f.slots = cmp.Or(o.Slots, defaultSlots)
+	flows := cmp.Or(o.Flows, defaultFlows)
 	list, err := names(f.dir)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, name := range list {
 		if entries, ok := entriesOf(name, "pods"); ok {
 			f.slots = max(f.slots, entries)
 		}
-	}
-	flows := o.Flows
-	if flows == 0 {
-		flows = defaultFlows
+		if entries, ok := entriesOf(name, "flows"); ok && len(f.attached) > 0 && name == mapPin("flows", b.flows, entries) {
+			flows = entries
+		}
 	}
 	for name, entries := range map[string]uint32{
 		"pods": f.slots, "counters": f.slots, "policies": policyEntries(f.slots), "flows": flows,
@@ -150,7 +149,7 @@ func (f *Firewall) sized(o Options, b build) (*ebpf.CollectionSpec, error) {
 	} {
 		spec.Maps[name].MaxEntries = entries
 	}
-	return spec, nil
+	return nil
 }
 
 func (f *Firewall) openStorages(spec *ebpf.CollectionSpec) (err error) {

@@ -499,6 +499,28 @@ func TestHotChange(t *testing.T) {
 	}
 }
 
+// A pod that had nothing to deny is denied connections at once when its policy
+// changes to one that does.
+func TestConnectDeniedLater(t *testing.T) {
+	n := sandbox.New(t)
+	f := openFirewall(t, Options{Dir: n.BPFFS()})
+	x := newPair(t, n, f, 0, Compile([]Rules{{Block: true, Ingress: true}}, nil))
+	x.serve(8080)
+	p := Compile([]Rules{both(Rules{Block: true})}, nil)
+	for i, change := range []func(){
+		func() { must(t, f.SetPolicies(map[types.UID]*Policy{x.pod.UID(): p})) },
+		func() { x.set(p) },
+	} {
+		if a := f.attached[x.pod.UID()]; i == 0 && (a.links[connect4] != nil || a.links[connect6] != nil) {
+			t.Error("connect is attached with nothing to deny")
+		}
+		change()
+		for family := range families {
+			x.check(p, Egress, TCP, family, 8080)
+		}
+	}
+}
+
 // Packets are counted exactly: the same as the pod's own network statistics say.
 func TestPackets(t *testing.T) {
 	n := sandbox.New(t)

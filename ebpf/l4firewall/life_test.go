@@ -348,7 +348,7 @@ func killChild(t *testing.T, orders childOrders, opened bool, after time.Duratio
 // What a layout or a size changes is carried over exactly, to and fro.
 func TestLayoutChange(t *testing.T) {
 	n := sandbox.New(t)
-	o := Options{Dir: n.BPFFS(), Slots: 4, Flows: 2048}
+	o := Options{Dir: n.BPFFS(), Slots: 4, Flows: 1024}
 	f := openFirewall(t, o)
 	p := Compile([]Rules{both(Rules{Block: true, Allowed: []uint16{goodPort}}), both(Rules{Block: true, Audit: true})}, nil)
 	x := newPair(t, n, f, 3, p)
@@ -381,9 +381,16 @@ func TestLayoutChange(t *testing.T) {
 		time.Sleep(short) // The last segments of closed connections count, too.
 		want = read(t, x.f, x.slot)
 	}
+	if got := x.f.flows.flows.MaxEntries(); got != 1024 {
+		t.Errorf("the table of flows has %d entries, want the 1024 of the start", got)
+	}
 	must(t, x.f.Detach(x.pod.UID()))
 	must(t, x.f.Close())
+	o.Flows = 4096
 	x.f = openFirewall(t, o)
+	if got := x.f.flows.flows.MaxEntries(); got != 4096 {
+		t.Errorf("with no pod left the table of flows has %d entries, want 4096", got)
+	}
 	waitForPolicies(t, x.f, 0)
 	checkPins(t, n.BPFFS())
 }

@@ -120,10 +120,11 @@ type model struct {
 	syns    map[parsed]Verdict
 	flows   map[[2]netip.AddrPort]Direction // local, remote -> who began
 	blocked map[[2]netip.AddrPort][2]bool
+	met     map[string]int // what kinds of packets
 }
 
 func newModel(p *Policy) *model {
-	return &model{policy: p, syns: map[parsed]Verdict{}, flows: map[[2]netip.AddrPort]Direction{}, blocked: map[[2]netip.AddrPort][2]bool{}}
+	return &model{policy: p, syns: map[parsed]Verdict{}, flows: map[[2]netip.AddrPort]Direction{}, blocked: map[[2]netip.AddrPort][2]bool{}, met: map[string]int{}}
 }
 
 // meet tells whether a packet passes, and what it counts.
@@ -131,6 +132,9 @@ func (m *model) meet(d Direction, p parsed) (passes bool, c Counters) {
 	if p.counted {
 		c.Packets[d][p.protocol]++
 	}
+	defer func() {
+		m.met[fmt.Sprint(p.protocol, " broken ", p.broken, " syn ", p.syn, " passes ", passes, " counts ", c.Connections != [2][3]uint64{})]++
+	}()
 	switch {
 	case p.neitherTCPNorUDP:
 		return true, c
@@ -288,7 +292,9 @@ func (b *testbench) forget(t testing.TB) {
 			must(t, m.Delete(key))
 		}
 	}
+	met := b.model.met
 	b.model = newModel(b.model.policy)
+	b.model.met = met
 }
 
 // run runs a program on a packet, so many times.
@@ -479,15 +485,40 @@ func TestParserAgainstReference(t *testing.T) {
 	}
 	policies := []*Policy{mixedPolicy(), Compile([]Rules{both(Rules{Block: true})}, nil), Compile([]Rules{{Block: true, Ingress: true}}, nil), Compile(nil, nil)}
 	const each = 5000
+	met := map[string]int{}
 	for round := 0; round*each < packets; round++ {
 		t.Run(fmt.Sprintf("packets from %d on", round*each), func(t *testing.T) {
 			b := newTestbench(t, policies[round%len(policies)])
+			b.model.met = met
 			g := generator{rand.New(rand.NewPCG(uint64(round), 3))}
+			type packetSent struct {
+				direction Direction
+				etherType uint16
+				packet    []byte
+			}
+			var sent packetSent
+			var recent []packetSent
 			for range min(each, packets-round*each) {
-				etherType, packet := g.packet()
-				b.compare(t, Direction(g.IntN(2)), etherType, packet)
+				sent.etherType, sent.packet = g.packet()
+				sent.direction = Direction(g.IntN(2))
+				if g.IntN(4) == 0 && len(recent) > 0 { // One of them again.
+					sent = recent[g.IntN(len(recent))]
+				}
+				b.compare(t, sent.direction, sent.etherType, sent.packet)
+				recent = append(recent[max(0, len(recent)-20):], sent)
 			}
 		})
+	}
+	for _, kind := range []string{ // Those that matter were among them, often.
+		"TCP broken true syn false passes false counts false", "UDP broken true syn false passes true counts false",
+		"TCP broken false syn true passes true counts true", "TCP broken false syn true passes false counts true",
+		"TCP broken false syn true passes true counts false", "TCP broken false syn false passes true counts false",
+		"UDP broken false syn false passes true counts true", "UDP broken false syn false passes false counts true",
+		"UDP broken false syn false passes true counts false", "UDP broken false syn false passes false counts false",
+	} {
+		if met[kind] < 20 {
+			t.Errorf("%d packets were %q", met[kind], kind)
+		}
 	}
 }
 

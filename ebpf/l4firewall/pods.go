@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -24,6 +23,7 @@ type attachment struct {
 	uid      types.UID
 	slot     uint32
 	cgroup   uint64 // id, 0: gone
+	path     string // of the cgroup, "" until this agent has attached it
 	links    [hooks]link.Link
 	policies [hooks]uint32 // index in the storage of each link, 0: none
 }
@@ -108,7 +108,11 @@ func (f *Firewall) adopt(a *attachment, h hook) error {
 	}
 	a.cgroup = id
 	var storage l4firewallAttachment
-	if err := f.storages[h].Lookup(storageKey(h, id), &storage); err != nil {
+	err = f.storages[h].Lookup(storageKey(h, id), &storage)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil // The cgroup has gone just now.
+	}
+	if err != nil {
 		return fmt.Errorf("reading the storage of cgroup %d: %w", id, err)
 	}
 	if storage.Slot != 0 {
@@ -151,13 +155,7 @@ func (f *Firewall) Attach(t Target) error {
 }
 
 func (f *Firewall) attach(t Target) error {
-	switch {
-	case t.Policy == nil:
-		return errors.New("without a policy")
-	case t.Slot >= f.slots:
-		return fmt.Errorf("slot %d is beyond the last of %d", t.Slot, f.slots)
-	}
-	if err := checkUID(t.UID); err != nil {
+	if err := f.checkTarget(t); err != nil {
 		return err
 	}
 	defer f.collectLater()
@@ -176,22 +174,41 @@ func (f *Firewall) attach(t Target) error {
 	// Not t.Cgroup: another cgroup may have taken its place.
 	path := fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
 	a := f.attached[t.UID]
-	if a != nil && (a.cgroup != id || a.slot != t.Slot) {
+	if a == nil {
+		return f.attachNew(t, id, path)
+	}
+	if a.cgroup != id || a.slot != t.Slot {
 		if err := f.detach(a); err != nil {
 			return err
 		}
-		a = nil
+		return f.attachNew(t, id, path)
 	}
-	if err := f.setPod(t, a == nil); err != nil {
+	if err := f.setPod(t, false); err != nil {
 		return err
 	}
-	if a != nil {
-		return f.flip(a, t.Policy, path)
+	a.path = t.Cgroup
+	return f.flip(a, t.Policy, path)
+}
+
+func (f *Firewall) checkTarget(t Target) error {
+	switch {
+	case t.Policy == nil:
+		return errors.New("without a policy")
+	case t.Slot >= f.slots:
+		return fmt.Errorf("slot %d is beyond the last of %d", t.Slot, f.slots)
+	}
+	return checkUID(t.UID)
+}
+
+// attachNew attaches to the cgroup that has the id and, for now, the path.
+func (f *Firewall) attachNew(t Target, id uint64, path string) error {
+	if err := f.setPod(t, true); err != nil {
+		return err
 	}
 	if err := f.counters.zero(t.Slot); err != nil {
 		return err
 	}
-	a = &attachment{uid: t.UID, slot: t.Slot, cgroup: id}
+	a := &attachment{uid: t.UID, slot: t.Slot, cgroup: id, path: t.Cgroup}
 	if err := f.flip(a, t.Policy, path); err != nil {
 		return errors.Join(err, f.detach(a))
 	}
@@ -213,31 +230,10 @@ func cgroupID(dir *os.File) (uint64, error) {
 
 // setPod writes what the programs know of a pod beside its policy.
 func (f *Firewall) setPod(t Target, fresh bool) error {
-	var pod l4firewallPod
-	if fresh {
-		var now unix.Timespec
-		// Coarse as the programs' clock is: never ahead of it.
-		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
-			return fmt.Errorf("reading the clock: %w", err)
-		}
-		pod.Since = uint64(now.Nano())
-	} else {
-		row, err := f.pods.LookupBytes(t.Slot)
-		if err != nil || len(row) < 8 {
-			return fmt.Errorf("reading slot %d: %w", t.Slot, err)
-		}
-		pod.Since = binary.NativeEndian.Uint64(row)
-	}
-	own := slices.Compact(slices.Clone(t.Own))
-	if t.HostNetwork || len(own) == 0 || len(own) > len(pod.Own) {
-		pod.Flags |= askListeners
-	}
-	for i, address := range own[:min(len(own), len(pod.Own))] {
-		bytes := address.As16()
-		for word := range pod.Own[i] {
-			pod.Own[i][word] = binary.NativeEndian.Uint32(bytes[4*word:])
-		}
-		pod.Addresses++
+	pod := podOf(t)
+	var err error
+	if pod.Since, err = f.since(t.Slot, fresh); err != nil {
+		return err
 	}
 	row, err := binary.Append(make([]byte, 0, f.pods.ValueSize()), binary.NativeEndian, &pod)
 	if err == nil {
@@ -249,25 +245,54 @@ func (f *Firewall) setPod(t Target, fresh bool) error {
 	return nil
 }
 
-// flip changes a pod's links to a policy that was placed. Those that are missing
-// are made in the cgroup, where one is given by its path; a policy that blocks
-// no connection needs none of connect. A link is pinned last: a pin tells that
-// its policy was set once.
-func (f *Firewall) flip(a *attachment, p *Policy, cgroup string) error {
-	index := f.policies.index(p)
-	var made []hook
-	for h := range hooks {
-		wanted := h <= egress || p.blocksConnections()
-		if a.links[h] != nil || !wanted || f.programs[h] == nil || cgroup == "" {
-			continue
+// since returns when a slot's pod was attached, in the programs' time.
+func (f *Firewall) since(slot uint32, now bool) (uint64, error) {
+	if !now {
+		row, err := f.pods.LookupBytes(slot)
+		if err != nil || len(row) < 8 {
+			return 0, fmt.Errorf("reading the settings of slot %d: %w", slot, err)
 		}
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Program: f.programs[h], Attach: hookTypes[h]})
-		if err != nil {
-			return fmt.Errorf("attaching %s: %w", hookNames[h], err)
-		}
-		a.links[h] = l
-		made = append(made, h)
+		return binary.NativeEndian.Uint64(row), nil
 	}
+	var clock unix.Timespec
+	// Coarse as the programs' clock is: never ahead of it.
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &clock); err != nil {
+		return 0, fmt.Errorf("reading the clock: %w", err)
+	}
+	return uint64(clock.Nano()), nil
+}
+
+// podOf returns a target's addresses as the programs want them.
+func podOf(t Target) (pod l4firewallPod) {
+	own := t.Own
+	if t.HostNetwork || len(own) == 0 || len(own) > len(pod.Own) {
+		pod.Flags |= askListeners
+	}
+	for i, address := range own[:min(len(own), len(pod.Own))] {
+		bytes := address.As16()
+		for word := range pod.Own[i] {
+			pod.Own[i][word] = binary.NativeEndian.Uint32(bytes[4*word:])
+		}
+		pod.Addresses++
+	}
+	return pod
+}
+
+// flip changes a pod's links to a policy that was placed. Those that are missing
+// are made in the cgroup, where one is given by its path; a policy that blocks no
+// connection needs none of connect. A link is pinned last: a pin tells that its
+// policy was set once.
+func (f *Firewall) flip(a *attachment, p *Policy, cgroup string) (err error) {
+	made, err := f.addLinks(a, p, cgroup)
+	defer func() {
+		if err != nil { // What has no pin would not outlive the agent.
+			err = errors.Join(err, f.drop(a, made...))
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	index := f.policies.index(p)
 	for h, l := range a.links {
 		if l == nil || a.policies[h] == index {
 			continue
@@ -287,10 +312,29 @@ func (f *Firewall) flip(a *attachment, p *Policy, cgroup string) error {
 	return nil
 }
 
+// addLinks attaches what a policy needs and a pod lacks.
+func (f *Firewall) addLinks(a *attachment, p *Policy, cgroup string) (made []hook, err error) {
+	for h := range hooks {
+		wanted := h <= egress || p.blocksConnections()
+		if a.links[h] != nil || !wanted || f.programs[h] == nil || cgroup == "" {
+			continue
+		}
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Program: f.programs[h], Attach: hookTypes[h]})
+		if err != nil {
+			return made, fmt.Errorf("attaching %s: %w", hookNames[h], err)
+		}
+		a.links[h] = l
+		made = append(made, h)
+	}
+	return made, nil
+}
+
 // SetPolicies changes many attached pods to other policies at once: each new
 // policy costs one wait for running programs (from Linux 6.1 on all together
-// one), and each pod some microseconds. The errors of single pods are joined;
-// all others are changed.
+// one), and each pod some microseconds. The errors of single pods are joined; all
+// others are changed. A pod that only an earlier agent attached gets no links that
+// it lacks: where its new policy denies connections, the egress program drops them
+// until the pod is attached again.
 func (f *Firewall) SetPolicies(policies map[types.UID]*Policy) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -307,9 +351,10 @@ func (f *Firewall) SetPolicies(policies map[types.UID]*Policy) error {
 		a := f.attached[uid]
 		err := errors.New("the firewall is not attached")
 		if a != nil {
-			// Links of connect that are missing wait for the next Attach: until
-			// then the egress program drops what they would deny.
-			err = f.flip(a, p, "")
+			err = f.flip(a, p, a.path)
+		}
+		if err != nil && a != nil && a.gone() {
+			continue // There is nobody left whom the policy could be for.
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("setting the policy of pod %q: %w", uid, err))
@@ -390,18 +435,22 @@ func (f *Firewall) detach(a *attachment) error {
 	return nil
 }
 
-// drop removes a link and its pin.
-func (f *Firewall) drop(a *attachment, h hook) error {
-	if err := os.Remove(f.linkPath(a, h)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("removing the pin of %s: %w", hookNames[h], err)
+// drop removes links and their pins.
+func (f *Firewall) drop(a *attachment, which ...hook) error {
+	for _, h := range which {
+		if err := os.Remove(f.linkPath(a, h)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("removing the pin of %s: %w", hookNames[h], err)
+		}
+		if a.policies[h] != 0 {
+			f.policies.refer(a.policies[h], 0)
+			a.policies[h] = 0
+		}
+		if err := a.links[h].Close(); err != nil {
+			return fmt.Errorf("closing the link of %s: %w", hookNames[h], err)
+		}
+		a.links[h] = nil
 	}
-	if a.policies[h] != 0 {
-		f.policies.refer(a.policies[h], 0)
-		a.policies[h] = 0
-	}
-	err := a.links[h].Close()
-	a.links[h] = nil
-	return err
+	return nil
 }
 
 // removeLink detaches the link that is pinned at path, and removes the pin.
