@@ -59,6 +59,7 @@ type pair struct {
 	pod, other     *sandbox.Pod
 	inside, beyond *sandbox.Peer
 	slot           uint32
+	port           uint16
 }
 
 func newPair(t *testing.T, n *sandbox.Node, f *Firewall, slot uint32, p *Policy) *pair {
@@ -101,11 +102,16 @@ func network(p Protocol, family int) string { return strings.ToLower(p.String())
 
 // request exchanges size bytes in the direction, seen from the pod.
 func (x *pair) request(d Direction, p Protocol, family int, port uint16, size int, timeout time.Duration) error {
-	from, to := x.beyond, x.pod
+	from, source, to := x.beyond, x.other, x.pod
 	if d == Egress {
-		from, to = x.inside, x.other
+		from, source, to = x.inside, x.pod, x.other
 	}
-	return from.Request(network(p, family), "", at(to.Addresses()[family], port), size, timeout)
+	local := ""
+	if p == UDP { // A port that comes again would be a flow that is remembered.
+		x.port++
+		local = at(source.Addresses()[family], 30_000+x.port)
+	}
+	return from.Request(network(p, family), local, at(to.Addresses()[family], port), size, timeout)
 }
 
 func read(t testing.TB, f *Firewall, slot uint32) (c Counters) {
