@@ -18,6 +18,8 @@ import (
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/rlimit"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/podconfigmap/podconfigmap-controller/internal/bpffs"
 )
 
 // Options say where the firewall keeps its state, and how much there is room for.
@@ -81,16 +83,22 @@ type Firewall struct {
 	attached map[types.UID]*attachment
 	collect  *time.Timer // runs while some policy is unused
 	closed   bool
+	lock     *os.File // of dir: one Firewall at a time
 }
 
 // Open loads the programs and lets them take over from those of an earlier agent
 // whose pins it finds, without a gap: each link changes from one program to the
-// other at once. It repairs whatever an agent that was killed left half done.
+// other at once. It repairs whatever an agent that was killed left half done. One
+// process at a time has the firewall: the others get bpffs.ErrLocked. A Dir in no
+// BPF file system is bpffs.ErrNotBPFFS.
 func Open(o Options) (*Firewall, error) { return open(o, current) }
 
 func open(o Options, b build) (f *Firewall, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("lifting the limit of locked memory: %w", err)
+	}
+	if err := bpffs.Check(o.Dir); err != nil {
+		return nil, fmt.Errorf("opening the firewall: %w", err)
 	}
 	f = &Firewall{dir: filepath.Join(o.Dir, folder), attached: map[types.UID]*attachment{}, others: map[string]*ebpf.Map{}}
 	defer func() {
@@ -100,6 +108,9 @@ func open(o Options, b build) (f *Firewall, err error) {
 		}
 	}()
 	if err := os.MkdirAll(filepath.Join(f.dir, podsFolder), 0o700); err != nil {
+		return f, err
+	}
+	if f.lock, err = bpffs.Lock(f.dir); err != nil {
 		return f, err
 	}
 	spec, err := b.load()
@@ -389,13 +400,25 @@ func (f *Firewall) Close() error {
 	if f.flows != nil {
 		errs = append(errs, f.flows.close())
 	}
+	if f.lock != nil {
+		errs = append(errs, f.lock.Close())
+	}
 	return errors.Join(errs...)
 }
 
 // Remove detaches every pod, and removes every pin of any build below dir, the
-// Options.Dir of the agents before. No Firewall may be open on it.
+// Options.Dir of the agents before. A directory without any is no error; while a
+// Firewall holds it the error is bpffs.ErrLocked.
 func Remove(dir string) error {
 	dir = filepath.Join(dir, folder)
+	lock, err := bpffs.Lock(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("removing the firewall: %w", err)
+	}
+	defer lock.Close()
 	pods := filepath.Join(dir, podsFolder)
 	list, err := names(pods)
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/podconfigmap/podconfigmap-controller/ebpf/l4firewall/nextlayout"
+	"github.com/podconfigmap/podconfigmap-controller/internal/bpffs"
 	"github.com/podconfigmap/podconfigmap-controller/internal/kernelfeature"
 	"github.com/podconfigmap/podconfigmap-controller/test/sandbox"
 )
@@ -684,5 +685,16 @@ func TestProbe(t *testing.T) {
 		if !strings.Contains(string(out), feature+" is not supported on this node") || !strings.Contains(string(out), "give the agent the capabilities") {
 			t.Errorf("without rights: %s", out)
 		}
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	if _, err := Open(Options{Dir: t.TempDir()}); !errors.Is(err, bpffs.ErrNotBPFFS) {
+		t.Errorf("opening it in another file system: %v", err)
+	}
+	n := sandbox.New(t)
+	openFirewall(t, Options{Dir: n.BPFFS()})
+	if err := Remove(n.BPFFS()); !errors.Is(err, bpffs.ErrLocked) {
+		t.Errorf("removing it while it is open: %v", err)
 	}
 }
