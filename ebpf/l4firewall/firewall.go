@@ -93,49 +93,54 @@ type Firewall struct {
 // BPF file system is bpffs.ErrNotBPFFS.
 func Open(o Options) (*Firewall, error) { return open(o, current) }
 
-func open(o Options, b build) (f *Firewall, err error) {
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("lifting the limit of locked memory: %w", err)
+func open(o Options, b build) (*Firewall, error) {
+	f := &Firewall{dir: filepath.Join(o.Dir, folder), attached: map[types.UID]*attachment{}, others: map[string]*ebpf.Map{}}
+	err := f.lockDir(o.Dir)
+	if err == nil {
+		err = f.begin(o, b)
 	}
-	if err := bpffs.Check(o.Dir); err != nil {
-		return nil, fmt.Errorf("opening the firewall: %w", err)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the firewall: %w", err), f.Close())
 	}
-	f = &Firewall{dir: filepath.Join(o.Dir, folder), attached: map[types.UID]*attachment{}, others: map[string]*ebpf.Map{}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("opening the firewall: %w", err), f.Close())
-			f = nil
-		}
-	}()
+	return f, nil
+}
+
+// lockDir makes the own folder in a directory and takes it.
+func (f *Firewall) lockDir(dir string) (err error) {
+	if err := bpffs.Check(dir); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Join(f.dir, podsFolder), 0o700); err != nil {
-		return f, err
+		return err
 	}
-	if f.lock, err = bpffs.Lock(f.dir); err != nil {
-		return f, err
+	f.lock, err = bpffs.Lock(f.dir)
+	return err
+}
+
+// begin adopts what is pinned and takes over. Killed anywhere in it, it can be
+// done again, by any build.
+func (f *Firewall) begin(o Options, b build) error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("lifting the limit of locked memory: %w", err)
 	}
 	spec, err := b.load()
 	if err != nil {
-		return f, fmt.Errorf("reading the programs: %w", err)
+		return fmt.Errorf("reading the programs: %w", err)
 	}
-	if err := f.openStorages(spec); err != nil {
-		return f, err
+	for _, step := range []func() error{
+		func() error { return f.openStorages(spec) },
+		f.adoptLinks,
+		func() error { return f.size(spec, o, b) },
+		func() error { return f.openMaps(spec, b) },
+		func() error { return f.load(spec) },
+		f.takeOver,
+		func() error { return f.sweep(b) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
 	}
-	if err := f.adoptLinks(); err != nil {
-		return f, err
-	}
-	if err := f.size(spec, o, b); err != nil {
-		return f, err
-	}
-	if err := f.openMaps(spec, b); err != nil {
-		return f, err
-	}
-	if err := f.load(spec); err != nil {
-		return f, err
-	}
-	if err := f.takeOver(); err != nil {
-		return f, err
-	}
-	return f, f.sweep(b)
+	return nil
 }
 
 // size sets the sizes of the maps.
