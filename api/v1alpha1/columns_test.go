@@ -50,20 +50,20 @@ EBPF=Attached priority 0
 Reason=NameConflict priority 1
 Observed=7 priority 1
 `
-	if got := columns(t, "columns"); got != want {
+	if got := columns(t, "podconfigmapconfigs", "columns"); got != want {
 		t.Errorf("columns\n%swant\n%s", got, want)
 	}
 }
 
-// columns returns what the server prints of a config, a line for each column.
-func columns(t *testing.T, name string) (lines string) {
+// columns returns what the server prints of an object, a line for each column.
+func columns(t *testing.T, plural, name string) (lines string) {
 	t.Helper()
 	client, err := kubernetes.NewForConfig(serverConfig)
 	if err != nil {
 		t.Fatal(err)
 	}
 	text, err := client.RESTClient().Get().
-		AbsPath("/apis/podconfig.example.com/v1alpha1/namespaces/default/podconfigmapconfigs/"+name).
+		AbsPath("/apis/podconfig.example.com/v1alpha1/namespaces/default/"+plural+"/"+name).
 		SetHeader("Accept", "application/json;as=Table;g=meta.k8s.io;v=v1").Do(t.Context()).Raw()
 	if err != nil {
 		t.Fatal(err)

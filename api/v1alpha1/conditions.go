@@ -55,3 +55,18 @@ const (
 	// ReasonNotRequested: the config asks for no eBPF feature.
 	ReasonNotRequested = "NotRequested"
 )
+
+// ConditionDetached is a condition of an EBPFNode: the agent ended on purpose,
+// and left no program, pin or attachment on its node. An EBPFNode also has the
+// condition Ready.
+const ConditionDetached = "Detached"
+
+// Reasons of an EBPFNode's conditions.
+const (
+	// ReasonServing: the agent works, and the node supports every feature.
+	ReasonServing = "Serving"
+	// ReasonDegraded: the node lacks a feature, or pods could not be served.
+	ReasonDegraded = "Degraded"
+	// ReasonCleanedUp: nothing of the agent's is left in the node's kernel.
+	ReasonCleanedUp = "CleanedUp"
+)

@@ -10,3 +10,7 @@ const (
 	// LabelPodUID holds the UID of the pod that the ConfigMap is about.
 	LabelPodUID = "podconfig.example.com/pod-uid"
 )
+
+// LabelLegacyKernel is a label of Nodes: "true" asks for the agent with the
+// capabilities that kernels before 5.11 need, where AGENT_LEGACY_KERNELS allows it.
+const LabelLegacyKernel = "podconfig.example.com/legacy-kernel"

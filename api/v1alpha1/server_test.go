@@ -25,12 +25,15 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
 )
 
-const crdFile = "../../config/crd/bases/podconfig.example.com_podconfigmapconfigs.yaml"
+const (
+	crdFile     = "../../config/crd/bases/podconfig.example.com_podconfigmapconfigs.yaml"
+	nodeCRDFile = "../../config/crd/bases/podconfig.example.com_ebpfnodes.yaml"
+)
 
-// A real API server that serves the generated CRD; both are nil with -short.
+// A real API server that serves the generated CRDs; all are nil with -short.
 var (
-	serverConfig *rest.Config
-	configs      dynamic.ResourceInterface // of one namespace
+	serverConfig   *rest.Config
+	configs, nodes dynamic.ResourceInterface // of one namespace
 )
 
 func TestMain(m *testing.M) {
@@ -54,13 +57,16 @@ func run(m *testing.M) (code int, err error) {
 	}
 	defer func() { err = errors.Join(err, cp.Stop()) }()
 	serverConfig = cp.Config()
-	if configs, err = installCRD(ctx, serverConfig); err != nil {
+	if configs, err = installCRD(ctx, serverConfig, crdFile); err != nil {
 		return 1, fmt.Errorf("installing %s: %w", crdFile, err)
+	}
+	if nodes, err = installCRD(ctx, serverConfig, nodeCRDFile); err != nil {
+		return 1, fmt.Errorf("installing %s: %w", nodeCRDFile, err)
 	}
 	return m.Run(), nil
 }
 
-func readCRD() (*apiextensionsv1.CustomResourceDefinition, error) {
+func readCRD(crdFile string) (*apiextensionsv1.CustomResourceDefinition, error) {
 	text, err := os.ReadFile(crdFile)
 	if err != nil {
 		return nil, err
@@ -70,8 +76,8 @@ func readCRD() (*apiextensionsv1.CustomResourceDefinition, error) {
 }
 
 // installCRD creates the CRD and returns once the server serves its resource.
-func installCRD(ctx context.Context, config *rest.Config) (dynamic.ResourceInterface, error) {
-	crd, err := readCRD()
+func installCRD(ctx context.Context, config *rest.Config, crdFile string) (dynamic.ResourceInterface, error) {
+	crd, err := readCRD(crdFile)
 	if err != nil {
 		return nil, err
 	}

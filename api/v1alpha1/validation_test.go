@@ -684,7 +684,7 @@ func TestEveryMessageIsTested(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(rules)) {
 		tested += rules[name].want + "\n"
 	}
-	crd, err := readCRD()
+	crd, err := readCRD(crdFile)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -50,13 +50,13 @@ type Cluster struct {
 	Client client.Client
 }
 
-// StartCluster starts a control plane and installs the CRD.
+// StartCluster starts a control plane and installs the CRDs.
 func StartCluster(ctx context.Context, o controlplane.Options) (*Cluster, error) {
 	c, err := StartBareCluster(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	if err := InstallCRD(ctx, c.Client); err != nil {
+	if err := errors.Join(InstallCRD(ctx, c.Client), InstallNodeCRD(ctx, c.Client)); err != nil {
 		return nil, errors.Join(err, c.Stop())
 	}
 	return c, nil
@@ -84,20 +84,30 @@ func NewClient(config *rest.Config) (client.Client, error) {
 	return client.New(config, client.Options{Scheme: scheme})
 }
 
-// InstallCRD applies the generated CRD and waits until it is served.
+// InstallCRD applies the generated CRD of PodConfigMapConfigs and waits until it
+// is served.
 func InstallCRD(ctx context.Context, c client.Client) error {
+	return install(ctx, c, "podconfigmapconfigs", &v1alpha1.PodConfigMapConfigList{})
+}
+
+// InstallNodeCRD does the same for EBPFNodes.
+func InstallNodeCRD(ctx context.Context, c client.Client) error {
+	return install(ctx, c, "ebpfnodes", &v1alpha1.EBPFNodeList{})
+}
+
+func install(ctx context.Context, c client.Client, plural string, list client.ObjectList) error {
 	crd := &apiextensionsv1.CustomResourceDefinition{}
-	if err := readManifest("config/crd/bases/podconfig.example.com_podconfigmapconfigs.yaml", crd); err != nil {
+	if err := readManifest("config/crd/bases/podconfig.example.com_"+plural+".yaml", crd); err != nil {
 		return err
 	}
 	if err := c.Create(ctx, crd); err != nil {
-		return fmt.Errorf("installing the CRD: %w", err)
+		return fmt.Errorf("installing the CRD of %s: %w", plural, err)
 	}
 	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, Patience, true, func(ctx context.Context) (bool, error) {
-		return c.List(ctx, &v1alpha1.PodConfigMapConfigList{}) == nil, nil
+		return c.List(ctx, list) == nil, nil
 	})
 	if err != nil {
-		return fmt.Errorf("waiting until the CRD is served: %w", err)
+		return fmt.Errorf("waiting until %s are served: %w", plural, err)
 	}
 	return nil
 }
