@@ -5,6 +5,7 @@ package status
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/controllers/subsystem"
 	"github.com/podconfigmap/podconfigmap-controller/internal/apifailure"
 	"github.com/podconfigmap/podconfigmap-controller/internal/eventnote"
 	"github.com/podconfigmap/podconfigmap-controller/internal/ledger"
@@ -51,12 +53,17 @@ const (
 
 // Options are what a Reconciler needs.
 type Options struct {
-	Client      client.Client
-	Pods        *observed.Pods
-	Ledger      *ledger.Ledger
-	Events      events.EventRecorder
-	Metrics     *Metrics
-	EBPFEnabled bool
+	Client  client.Client
+	Pods    *observed.Pods
+	Ledger  *ledger.Ledger
+	Events  events.EventRecorder
+	Metrics *Metrics
+	// EBPFEnabled is the feature flag; Agents shows how the agents' DaemonSets are,
+	// which live, with their reports, in AgentNamespace. Without the flag neither is
+	// read.
+	EBPFEnabled    bool
+	Agents         *subsystem.Board
+	AgentNamespace string
 	// MaxRetries is how many failures in a row a config's status may have before
 	// it is retried at the ResyncPeriod only.
 	MaxRetries   int
@@ -68,6 +75,7 @@ type Reconciler struct {
 	Options
 	memory  memory
 	retries *retry.Backoff
+	reports *reports
 }
 
 // NewReconciler returns a Reconciler.
@@ -76,6 +84,7 @@ func NewReconciler(o Options) *Reconciler {
 		Options: o,
 		memory:  memory{now: time.Now, configs: map[types.NamespacedName]times{}},
 		retries: retry.New(o.MaxRetries, o.ResyncPeriod),
+		reports: newReports(),
 	}
 }
 
@@ -94,36 +103,62 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
 	head := r.Ledger.Begin(pcmc.UID)
-	s := summarize(r.Ledger, head, pcmc, r.matching(pcmc))
+	pods := r.matching(pcmc)
+	s := summarize(r.Ledger, head, pcmc, namesOf(pods))
 	settled := pcmc.Status.ObservedGeneration == pcmc.Generation
 	if wait := r.memory.patience(req.NamespacedName, s.unfinished(), settled); wait > 0 {
 		return ctrl.Result{RequeueAfter: wait}, nil
 	}
-	return r.write(ctx, pcmc, &s)
+	ebpf, counts, wait := r.ebpf(pcmc, pods)
+	return r.write(ctx, pcmc, statusOf(pcmc, &s, ebpf, counts), s.present, wait)
 }
 
-// matching returns the names of the pods that the config selects. A selector
-// that cannot be read, which the CRD's schema refuses, selects none: the ledger
-// tells of it as the config's own problem.
-func (r *Reconciler) matching(pcmc *v1alpha1.PodConfigMapConfig) []string {
-	selector, err := metav1.LabelSelectorAsSelector(pcmc.Spec.LabelSelector())
-	if err != nil {
-		return nil
+// ebpf computes the condition of eBPF and its counts. Where it holds back what is
+// new, wait is how long.
+func (r *Reconciler) ebpf(pcmc *v1alpha1.PodConfigMapConfig, pods []*observed.Pod) (_ metav1.Condition, _ *v1alpha1.EBPFStatus, wait time.Duration) {
+	key, facts := client.ObjectKeyFromObject(pcmc), &ebpfFacts{enabled: r.EBPFEnabled, namespace: r.AgentNamespace}
+	if facts.enabled {
+		facts.agents = r.Agents.State()
+		facts.nodes = nodesOf(pods)
+		facts.reports, facts.reporting = r.reports.of(key, facts.nodes)
 	}
-	var names []string
-	for _, pod := range r.Pods.InNamespace(pcmc.Namespace) {
-		if selector.Matches(pod.Labels) {
-			names = append(names, pod.Name)
-		}
+	c, counts := ebpfReady(pcmc, facts)
+	left := r.memory.reportPatience(key, c.Reason == v1alpha1.ReasonProgressing)
+	is, kept := held(pcmc.Status.Conditions, c, pcmc.Generation, facts.agents.Known, left > 0)
+	if !kept {
+		return c, counts, 0
+	}
+	if !facts.agents.Known {
+		counts = pcmc.Status.EBPF // as the condition, until the Board tells of a change
+	}
+	return is, counts, left
+}
+
+func namesOf(pods []*observed.Pod) []string {
+	names := make([]string, len(pods))
+	for i, pod := range pods {
+		names[i] = pod.Name
 	}
 	return names
 }
 
-func (r *Reconciler) write(ctx context.Context, pcmc *v1alpha1.PodConfigMapConfig, s *summary) (ctrl.Result, error) {
-	status := statusOf(pcmc, s, r.EBPFEnabled)
-	r.Metrics.show(pcmc, status, s.present)
+// matching returns the pods that the config selects. A selector
+// that cannot be read, which the CRD's schema refuses, selects none: the ledger
+// tells of it as the config's own problem.
+func (r *Reconciler) matching(pcmc *v1alpha1.PodConfigMapConfig) []*observed.Pod {
+	selector, err := metav1.LabelSelectorAsSelector(pcmc.Spec.LabelSelector())
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(r.Pods.InNamespace(pcmc.Namespace), func(pod *observed.Pod) bool { return !selector.Matches(pod.Labels) })
+}
+
+// write writes a status where it differs; again is when to look again though
+// nothing changes, zero for never.
+func (r *Reconciler) write(ctx context.Context, pcmc *v1alpha1.PodConfigMapConfig, status *v1alpha1.PodConfigMapConfigStatus, present int, again time.Duration) (ctrl.Result, error) {
+	r.Metrics.show(pcmc, status, present)
 	if !changed(&pcmc.Status, status) {
-		return ctrl.Result{}, nil
+		return ctrl.Result{RequeueAfter: again}, nil
 	}
 	before := pcmc.DeepCopy()
 	pcmc.Status = *status
@@ -141,7 +176,7 @@ func (r *Reconciler) write(ctx context.Context, pcmc *v1alpha1.PodConfigMapConfi
 	}
 	r.retries.Succeeded(client.ObjectKeyFromObject(pcmc))
 	r.announce(pcmc, before.Status.Conditions)
-	return ctrl.Result{}, nil
+	return ctrl.Result{RequeueAfter: again}, nil
 }
 
 // failed tells when to try again. A status that cannot be written cannot say so
@@ -199,7 +234,27 @@ type memory struct {
 }
 
 // times are zero where something did not happen.
-type times struct{ written, looked, workingSince time.Time }
+type times struct{ written, looked, workingSince, askedSince time.Time }
+
+// reportPatience tells how long a node that has not reported yet may still take.
+func (m *memory) reportPatience(config types.NamespacedName, waits bool) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, now := m.configs[config], m.now()
+	switch {
+	case !waits && t.askedSince.IsZero():
+		return 0
+	case !waits:
+		t.askedSince = time.Time{}
+	case t.askedSince.IsZero():
+		t.askedSince = now
+	}
+	m.configs[config] = t
+	if !waits {
+		return 0
+	}
+	return max(0, reportPatience-now.Sub(t.askedSince))
+}
 
 // pause tells how long it is until the config's pods are worth a look: until the
 // status may be written again, or until work has gone on. Zero begins the look.

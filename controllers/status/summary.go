@@ -139,21 +139,6 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// ebpfReady is the condition of the eBPF features that the config asks for.
-func ebpfReady(pcmc *v1alpha1.PodConfigMapConfig, enabled bool) metav1.Condition {
-	c := metav1.Condition{Type: v1alpha1.ConditionEBPFReady, Status: metav1.ConditionFalse}
-	switch {
-	case !pcmc.Spec.EBPFConfig.Requested():
-		c.Reason, c.Message = v1alpha1.ReasonNotRequested, "spec.ebpfConfig enables neither syscallMonitoring nor l4Firewall"
-	case !enabled:
-		c.Reason = v1alpha1.ReasonFeatureDisabled
-		c.Message = "the operator's feature flag EBPF_ENABLED is off: set it to \"true\" in the Subscription's spec.config.env (OLM), by --set ebpf.enabled=true (Helm), or on the manager's Deployment"
-	default:
-		c.Reason, c.Message = v1alpha1.ReasonProgressing, "no node agent has reported on this config yet"
-	}
-	return c
-}
-
 // ready is True when every other condition is True or was not asked for.
 func ready(others ...metav1.Condition) metav1.Condition {
 	c := metav1.Condition{
@@ -170,17 +155,18 @@ func ready(others ...metav1.Condition) metav1.Condition {
 	return c
 }
 
-// statusOf computes the whole status from the summary. It is pure, but for the
-// transition times that a changed condition gets.
-func statusOf(pcmc *v1alpha1.PodConfigMapConfig, s *summary, ebpfEnabled bool) *v1alpha1.PodConfigMapConfigStatus {
+// statusOf computes the whole status from the summary and the condition of eBPF.
+// It is pure, but for the transition times that a changed condition gets.
+func statusOf(pcmc *v1alpha1.PodConfigMapConfig, s *summary, ebpf metav1.Condition, counts *v1alpha1.EBPFStatus) *v1alpha1.PodConfigMapConfigStatus {
 	status := pcmc.Status.DeepCopy()
 	status.MatchedPods = int32(s.matched)
 	status.SyncedConfigMaps = int32(s.synced)
 	status.FailedConfigMaps = int32(s.failed)
+	status.EBPF = counts
 	if !s.unfinished() {
 		status.ObservedGeneration = pcmc.Generation
 	}
-	configMaps, ebpf := s.configMapsSynced(), ebpfReady(pcmc, ebpfEnabled)
+	configMaps := s.configMapsSynced()
 	for _, c := range []metav1.Condition{ready(configMaps, ebpf), configMaps, ebpf} {
 		c.ObservedGeneration = pcmc.Generation
 		c.Message = eventnote.Shorten(c.Message, maxMessage)

@@ -4,8 +4,10 @@ package subsystem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -73,7 +75,9 @@ func TestUpgradeableIsReported(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	// The object comes late, as a new operator's may: that must only delay it.
-	go func() { ended <- (&OperatorCondition{Client: c, Key: key}).Start(ctx) }()
+	board := &Board{}
+	board.Set(State{Busy: "a roll-out", BusyUntil: time.Now().Add(time.Hour)})
+	go func() { ended <- (&OperatorCondition{Client: c, Key: key, Board: board}).Start(ctx) }()
 	other := metav1.Condition{Type: "Other", Status: metav1.ConditionFalse, Reason: "Foreign", LastTransitionTime: metav1.Now()}
 	object := &operatorsv2.OperatorCondition{
 		ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name},
@@ -82,38 +86,75 @@ func TestUpgradeableIsReported(t *testing.T) {
 	if err := c.Create(ctx, object); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "Upgradeable is True", func(ctx context.Context) error {
-		if err := c.Get(ctx, key, object); err != nil {
-			return err
-		}
-		if !meta.IsStatusConditionTrue(object.Spec.Conditions, operatorsv2.Upgradeable) {
-			return fmt.Errorf("conditions are %+v", object.Spec.Conditions)
-		}
-		return nil
-	})
+	reported := func(status metav1.ConditionStatus, message string) {
+		t.Helper()
+		eventually(t, "Upgradeable is "+string(status), func(ctx context.Context) error {
+			if err := c.Get(ctx, key, object); err != nil {
+				return err
+			}
+			if is := meta.FindStatusCondition(object.Spec.Conditions, operatorsv2.Upgradeable); is == nil || is.Status != status || is.Message != message {
+				return fmt.Errorf("conditions are %+v", object.Spec.Conditions)
+			}
+			return nil
+		})
+	}
+	const free = "nothing is under way that an upgrade would disturb"
+	reported(metav1.ConditionFalse, "a roll-out")
+	board.Set(State{})
+	reported(metav1.ConditionTrue, free)
+	// What takes too long no longer holds an upgrade back.
+	board.Set(State{Busy: "a bad roll-out", BusyUntil: time.Now().Add(3 * time.Second)})
+	reported(metav1.ConditionFalse, "a bad roll-out")
+	reported(metav1.ConditionTrue, free)
 	if kept := meta.FindStatusCondition(object.Spec.Conditions, "Other"); kept == nil || kept.Reason != "Foreign" {
 		t.Errorf("another's condition was lost: %+v", object.Spec.Conditions)
 	}
+	cancel()
 	if err := <-ended; err != nil {
 		t.Errorf("it ended with %v", err)
 	}
-	cancel()
-	// Saying the same again writes nothing.
+	// Saying the same again writes nothing, not even after a restart.
 	version := object.ResourceVersion
-	if err := (&OperatorCondition{Client: c, Key: key}).Start(t.Context()); err != nil {
+	calls := &counting{Client: c}
+	ctx, cancel = context.WithCancel(t.Context())
+	go func() { ended <- (&OperatorCondition{Client: calls, Key: key, Board: board}).Start(ctx) }()
+	eventually(t, "it looks", func(context.Context) error {
+		if calls.gets.Load() == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	for range 5 {
+		board.Set(State{Problem: time.Now().String()})
+	}
+	cancel()
+	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Get(t.Context(), key, object); err != nil || object.ResourceVersion != version {
-		t.Errorf("written again: %v, resource version %s, was %s", err, object.ResourceVersion, version)
+	if err := c.Get(t.Context(), key, object); err != nil || object.ResourceVersion != version || calls.gets.Load() != 1 {
+		t.Errorf("written again: %v, resource version %s, was %s; %d looks", err, object.ResourceVersion, version, calls.gets.Load())
 	}
+}
+
+// counting counts reads.
+type counting struct {
+	client.Client
+	gets atomic.Int32
+}
+
+func (c *counting) Get(ctx context.Context, key client.ObjectKey, into client.Object, o ...client.GetOption) error {
+	defer c.gets.Add(1)
+	return c.Client.Get(ctx, key, into, o...)
 }
 
 func TestStopEndsTheReport(t *testing.T) {
 	c := olm(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
+	board := &Board{}
+	board.Set(State{})
 	go func() {
-		ended <- (&OperatorCondition{Client: c, Key: types.NamespacedName{Namespace: "default", Name: "absent"}}).Start(ctx)
+		ended <- (&OperatorCondition{Client: c, Board: board, Key: types.NamespacedName{Namespace: "default", Name: "absent"}}).Start(ctx)
 	}()
 	time.AfterFunc(100*time.Millisecond, cancel)
 	select {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	operatorsv2 "github.com/operator-framework/api/pkg/operators/v2"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -60,10 +61,11 @@ func Run(ctx context.Context, config *rest.Config, s *settings.Settings) error {
 	if err := addProbes(mgr, pods, configMaps); err != nil {
 		return err
 	}
-	if err := addControllers(mgr, s, pods, configMaps, core); err != nil {
+	board := &subsystem.Board{}
+	if err := addControllers(mgr, s, pods, configMaps, core, board); err != nil {
 		return err
 	}
-	if err := addOperatorCondition(mgr, s); err != nil {
+	if err := addSubsystem(mgr, s, board); err != nil {
 		return err
 	}
 	klog.FromContext(ctx).Info("Starting", "mode", "manager", "version", version.String(),
@@ -78,7 +80,7 @@ func newManager(ctx context.Context, config *rest.Config, s *settings.Settings) 
 	config.QPS = -1
 	config.Wrap(newPatientWatches)
 	scheme := runtime.NewScheme()
-	if err := errors.Join(corev1.AddToScheme(scheme), operatorsv2.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(corev1.AddToScheme(scheme), appsv1.AddToScheme(scheme), operatorsv2.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("building the scheme: %w", err)
 	}
 	shutdown := shutdownTimeout
@@ -96,6 +98,9 @@ func newManager(ctx context.Context, config *rest.Config, s *settings.Settings) 
 	}
 	for _, namespace := range s.WatchNamespaces {
 		options.Cache.DefaultNamespaces[namespace] = cache.Config{}
+	}
+	if s.EBPFEnabled {
+		options.Cache.ByObject = subsystem.Caches(s.PodNamespace)
 	}
 	if err := electLeader(&options, config, s); err != nil {
 		return nil, err
@@ -127,19 +132,28 @@ func newStores(ctx context.Context, mgr ctrl.Manager, s *settings.Settings) (*ob
 	if err := errors.Join(mgr.Add(pods), mgr.Add(configMaps)); err != nil {
 		return nil, nil, nil, fmt.Errorf("adding the caches: %w", err)
 	}
-	// Asking for it now starts it with the other caches, before there is a leader.
-	if _, err := mgr.GetCache().GetInformer(ctx, &v1alpha1.PodConfigMapConfig{}, cache.BlockUntilSynced(false)); err != nil {
-		return nil, nil, nil, withoutCRD(err)
+	// Asking for them now starts them with the other caches, before there is a leader.
+	if err := startInformer(ctx, mgr, &v1alpha1.PodConfigMapConfig{}, "PodConfigMapConfig"); err != nil {
+		return nil, nil, nil, err
+	}
+	if s.EBPFEnabled {
+		if err := startInformer(ctx, mgr, &v1alpha1.EBPFNode{}, "EBPFNode"); err != nil {
+			return nil, nil, nil, err
+		}
 	}
 	return pods, configMaps, core, nil
 }
 
-// withoutCRD says what to do where the cluster does not know our kind.
-func withoutCRD(err error) error {
-	if meta.IsNoMatchError(err) {
-		return fmt.Errorf("the cluster has no PodConfigMapConfig kind: install config/crd first (kubectl apply -k config/crd): %w", err)
+// startInformer says what to do where the cluster does not know our kind.
+func startInformer(ctx context.Context, mgr ctrl.Manager, of client.Object, kind string) error {
+	_, err := mgr.GetCache().GetInformer(ctx, of, cache.BlockUntilSynced(false))
+	switch {
+	case meta.IsNoMatchError(err):
+		return fmt.Errorf("the cluster has no %s kind: install config/crd first (kubectl apply -k config/crd): %w", kind, err)
+	case err != nil:
+		return fmt.Errorf("watching %ss: %w", kind, err)
 	}
-	return fmt.Errorf("watching PodConfigMapConfigs: %w", err)
+	return nil
 }
 
 func addProbes(mgr ctrl.Manager, pods *observed.Pods, configMaps *observed.ConfigMaps) error {
@@ -155,7 +169,7 @@ func addProbes(mgr ctrl.Manager, pods *observed.Pods, configMaps *observed.Confi
 	return nil
 }
 
-func addControllers(mgr ctrl.Manager, s *settings.Settings, pods *observed.Pods, configMaps *observed.ConfigMaps, core *corev1client.CoreV1Client) error {
+func addControllers(mgr ctrl.Manager, s *settings.Settings, pods *observed.Pods, configMaps *observed.ConfigMaps, core *corev1client.CoreV1Client, board *subsystem.Board) error {
 	book := ledger.New()
 	forConfigMaps, forStatus := newMetrics(telemetry.NewFactory(metrics.Registry))
 	events := mgr.GetEventRecorder(eventSource)
@@ -167,7 +181,8 @@ func addControllers(mgr ctrl.Manager, s *settings.Settings, pods *observed.Pods,
 		return err
 	}
 	statusController := status.NewReconciler(status.Options{
-		Client: mgr.GetClient(), Pods: pods, Ledger: book, Events: events, Metrics: forStatus, EBPFEnabled: s.EBPFEnabled,
+		Client: mgr.GetClient(), Pods: pods, Ledger: book, Events: events, Metrics: forStatus,
+		EBPFEnabled: s.EBPFEnabled, Agents: board, AgentNamespace: s.PodNamespace,
 		MaxRetries: s.MaxRetries, ResyncPeriod: s.ResyncPeriod,
 	})
 	if err := statusController.SetUp(mgr, s.PCMCWorkers, s.ReconciliationTimeout); err != nil {
@@ -179,16 +194,29 @@ func addControllers(mgr ctrl.Manager, s *settings.Settings, pods *observed.Pods,
 	})
 }
 
-// addOperatorCondition reports to OLM, where OLM runs this operator.
-func addOperatorCondition(mgr ctrl.Manager, s *settings.Settings) error {
-	if s.OperatorConditionName == "" {
+// addSubsystem adds what deploys the node agents, or with the flag off removes
+// them, and what reports of it to OLM, where OLM runs this operator.
+func addSubsystem(mgr ctrl.Manager, s *settings.Settings, board *subsystem.Board) error {
+	live, err := client.New(mgr.GetConfig(), client.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
+	if err != nil {
+		return fmt.Errorf("making the client without a cache: %w", err)
+	}
+	if s.OperatorConditionName != "" {
+		key := types.NamespacedName{Namespace: s.PodNamespace, Name: s.OperatorConditionName}
+		if err := mgr.Add(&subsystem.OperatorCondition{Client: live, Key: key, Board: board}); err != nil {
+			return err
+		}
+	}
+	recorder := mgr.GetEventRecorder(eventSource)
+	switch {
+	case s.EBPFEnabled:
+		gate := &subsystem.Gate{Client: mgr.GetClient(), Live: live, Events: recorder, Settings: s, Board: board}
+		return gate.SetUp(mgr)
+	case s.PodNamespace != "":
+		return mgr.Add(&subsystem.Removal{Live: live, Events: recorder, Namespace: s.PodNamespace, Board: board})
+	default:
+		// Out of a cluster there is no place where agents could be.
+		board.Set(subsystem.State{})
 		return nil
 	}
-	uncached, err := client.New(mgr.GetConfig(), client.Options{HTTPClient: mgr.GetHTTPClient(), Scheme: mgr.GetScheme(), Mapper: mgr.GetRESTMapper()})
-	if err != nil {
-		return fmt.Errorf("making the client of the OperatorCondition: %w", err)
-	}
-	return mgr.Add(&subsystem.OperatorCondition{
-		Client: uncached, Key: types.NamespacedName{Namespace: s.PodNamespace, Name: s.OperatorConditionName},
-	})
 }

@@ -69,6 +69,7 @@ func (s *Settings) identityChecks() []check {
 		{"POD_NAME", optional(s.PodName, validation.IsDNS1123Subdomain)},
 		{"POD_NAMESPACE", optional(s.PodNamespace, validation.IsDNS1123Label)},
 		{"OPERATOR_CONDITION_NAME", s.operatorCondition()},
+		{"EBPF_ENABLED", unless(!s.EBPFEnabled || s.PodNamespace != "", "needs POD_NAMESPACE, the namespace of the node agents, too")},
 		{"RELATED_IMAGE_AGENT", unless(!strings.ContainsAny(s.RelatedImageAgent, " \t\n"), "use an image reference without spaces")},
 	}
 }
@@ -85,6 +86,10 @@ func (s *Settings) agentChecks() []check {
 		return unless(path == "" || filepath.IsAbs(path), "use an absolute path")
 	}
 	return []check{
+		{"AGENT_TOLERATIONS", s.AgentTolerations.problem()},
+		{"AGENT_NODE_SELECTOR", s.AgentNodeSelector.problem()},
+		{"AGENT_RESOURCES", s.AgentResources.problem()},
+		{"AGENT_PRIORITY_CLASS", optional(s.AgentPriorityClass, validation.IsDNS1123Subdomain)},
 		{"NODE_NAME", optional(s.NodeName, validation.IsDNS1123Subdomain)},
 		{"CGROUP_ROOT", absolute(s.CgroupRoot)},
 		{"BPFFS_ROOT", absolute(s.BPFFSRoot)},

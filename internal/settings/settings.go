@@ -5,6 +5,7 @@
 package settings
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"os"
@@ -36,17 +37,21 @@ type Settings struct {
 	Debug                 bool          `env:"DEBUG" envDefault:"false" doc:"true means level debug, whatever LOG_LEVEL says."`
 	MetricsAddr           string        `env:"METRICS_ADDR" envDefault:":8080" doc:"Address of /metrics, as host:port; 0 turns it off."`
 	HealthProbeAddr       string        `env:"HEALTH_PROBE_ADDR" envDefault:":8081" doc:"Address of /healthz and /readyz, as host:port; 0 turns them off."`
-	EBPFEnabled           bool          `env:"EBPF_ENABLED" envDefault:"false" doc:"The feature flag of the eBPF subsystem. While it is off, no privileged workload exists, and a config that asks for eBPF says so in its EBPFReady condition."`
-	AgentLegacyKernels    bool          `env:"AGENT_LEGACY_KERNELS" envDefault:"false" doc:"(Not used in this release.) Whether nodes with kernels before 5.11 that are labelled for it are served by a second agent DaemonSet with more capabilities."`
+	EBPFEnabled           bool          `env:"EBPF_ENABLED" envDefault:"false" doc:"The feature flag of the eBPF subsystem. While it is off, no privileged workload exists, and a config that asks for eBPF says so in its EBPFReady condition. On, the leader keeps the node agents' DaemonSet in POD_NAMESPACE, which it needs then."`
+	AgentLegacyKernels    bool          `env:"AGENT_LEGACY_KERNELS" envDefault:"false" doc:"Whether nodes that are labelled podconfig.example.com/legacy-kernel=true are served by a second agent DaemonSet, with the capabilities SYS_ADMIN and SYS_RESOURCE that kernels before 5.11 need."`
+	AgentTolerations      Tolerations   `env:"AGENT_TOLERATIONS" envDefault:"[{\"operator\":\"Exists\"}]" doc:"Tolerations of the agents' pods, as a JSON list. The default lets them run on every node."`
+	AgentNodeSelector     NodeSelector  `env:"AGENT_NODE_SELECTOR" shown:"every Linux node" doc:"Labels of the nodes that get an agent, as key=value,key=value. Pods on other nodes are not served."`
+	AgentResources        Resources     `env:"AGENT_RESOURCES" envDefault:"{\"requests\":{\"cpu\":\"25m\",\"memory\":\"128Mi\"}}" doc:"Resources of the agents' container, as a JSON object with requests and limits. A limit on memory has to leave room for the programs' maps: 4 MiB a CPU of the node, and 64 MiB."`
+	AgentPriorityClass    string        `env:"AGENT_PRIORITY_CLASS" shown:"the cluster's default" doc:"PriorityClass of the agents' pods, such as system-node-critical."`
 	WatchNamespaces       []string      `env:"WATCH_NAMESPACE" shown:"all namespaces" doc:"Namespaces to watch, separated by commas; empty means all."`
 	PodName               string        `env:"POD_NAME" doc:"The operator's own pod; names it in the Lease. Set it by the downward API."`
 	PodNamespace          string        `env:"POD_NAMESPACE" doc:"The operator's own namespace. Set it by the downward API."`
 	Kubeconfig            string        `env:"KUBECONFIG" shown:"the pod's service account" doc:"Kubeconfig file(s) of the cluster to work on."`
 	OperatorConditionName string        `env:"OPERATOR_CONDITION_NAME" doc:"The OperatorCondition in the operator's namespace in which it reports Upgradeable. OLM sets it."`
-	RelatedImageAgent     string        `env:"RELATED_IMAGE_AGENT" shown:"the manager's own image" doc:"Image of the node agent (not used in this release)."`
-	NodeName              string        `env:"NODE_NAME" doc:"Agent only (not used in this release): the node it serves. Set it by the downward API."`
-	CgroupRoot            string        `env:"CGROUP_ROOT" shown:"the node's cgroup v2 mount" doc:"Agent only (not used in this release): root of the cgroup v2 tree, as an absolute path."`
-	BPFFSRoot             string        `env:"BPFFS_ROOT" shown:"/sys/fs/bpf/podconfigmap/POD_NAMESPACE" doc:"Agent only (not used in this release): the bpffs directory that holds its pins, as an absolute path."`
+	RelatedImageAgent     string        `env:"RELATED_IMAGE_AGENT" shown:"the manager's own image" doc:"Image of the node agent."`
+	NodeName              string        `env:"NODE_NAME" doc:"Agent only: the node it serves. Set it by the downward API."`
+	CgroupRoot            string        `env:"CGROUP_ROOT" shown:"the node's cgroup v2 mount" doc:"Agent only: root of the cgroup v2 tree, as an absolute path."`
+	BPFFSRoot             string        `env:"BPFFS_ROOT" shown:"/sys/fs/bpf/podconfigmap/POD_NAMESPACE" doc:"Agent only: the bpffs directory that holds its pins, as an absolute path. The DaemonSet sets it to where it mounts the node's /sys/fs/bpf."`
 }
 
 // Error lists every variable that was refused, so that one start shows them all.
@@ -112,13 +117,17 @@ func parseProblems(err error, environ map[string]string) map[string]string {
 			continue
 		}
 		name := variables[at].Name
-		problems[name] = fmt.Sprintf("%s=%q: use %s", name, environ[name], wanted(parse.Type))
+		problems[name] = fmt.Sprintf("%s=%q: use %s", name, environ[name], wanted(parse))
 	}
 	return problems
 }
 
-func wanted(t reflect.Type) string {
-	switch t.Kind() {
+// wanted says what would be right; the types of this package say so themselves.
+func wanted(parse env.ParseError) string {
+	if reflect.PointerTo(parse.Type).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
+		return parse.Err.Error()
+	}
+	switch parse.Type.Kind() {
 	case reflect.Bool:
 		return "true or false"
 	case reflect.Int:

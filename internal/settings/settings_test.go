@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 func TestDefaults(t *testing.T) {
@@ -22,6 +25,10 @@ func TestDefaults(t *testing.T) {
 		LockName: "podconfigmap-controller-lock", ResyncPeriod: 10 * time.Minute, PodWorkers: 1, PCMCWorkers: 1,
 		MaxRetries: 5, ReconciliationTimeout: 30 * time.Second, LogLevel: "info", LogFormat: "text",
 		MetricsAddr: ":8080", HealthProbeAddr: ":8081",
+		AgentTolerations: Tolerations{{Operator: corev1.TolerationOpExists}},
+		AgentResources: Resources{corev1.ResourceRequirements{Requests: corev1.ResourceList{
+			corev1.ResourceCPU: resource.MustParse("25m"), corev1.ResourceMemory: resource.MustParse("128Mi"),
+		}}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("defaults:\n got %+v\nwant %+v", got, want)
@@ -56,15 +63,20 @@ var good = map[string]struct {
 	"HEALTH_PROBE_ADDR":                 {"0", "0"},
 	"EBPF_ENABLED":                      {"true", true},
 	"AGENT_LEGACY_KERNELS":              {"true", true},
-	"WATCH_NAMESPACE":                   {"a, b", []string{"a", "b"}},
-	"POD_NAME":                          {"manager-0", "manager-0"},
-	"POD_NAMESPACE":                     {"operators", "operators"},
-	"KUBECONFIG":                        {"some/kubeconfig", "some/kubeconfig"},
-	"OPERATOR_CONDITION_NAME":           {"operator.v1", "operator.v1"},
-	"RELATED_IMAGE_AGENT":               {"registry.example.com/agent:v1", "registry.example.com/agent:v1"},
-	"NODE_NAME":                         {"node-1", "node-1"},
-	"CGROUP_ROOT":                       {"/cgroup", "/cgroup"},
-	"BPFFS_ROOT":                        {"/bpf", "/bpf"},
+	"AGENT_TOLERATIONS":                 {`[{"key":"gpu","effect":"NoSchedule"}]`, Tolerations{{Key: "gpu", Effect: corev1.TaintEffectNoSchedule}}},
+	"AGENT_NODE_SELECTOR":               {"pool=apps, example.com/disk=", NodeSelector{"pool": "apps", "example.com/disk": ""}},
+	"AGENT_RESOURCES": {`{"limits":{"memory":"1Gi"}}`, Resources{corev1.ResourceRequirements{
+		Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}}}},
+	"AGENT_PRIORITY_CLASS":    {"system-node-critical", "system-node-critical"},
+	"WATCH_NAMESPACE":         {"a, b", []string{"a", "b"}},
+	"POD_NAME":                {"manager-0", "manager-0"},
+	"POD_NAMESPACE":           {"operators", "operators"},
+	"KUBECONFIG":              {"some/kubeconfig", "some/kubeconfig"},
+	"OPERATOR_CONDITION_NAME": {"operator.v1", "operator.v1"},
+	"RELATED_IMAGE_AGENT":     {"registry.example.com/agent:v1", "registry.example.com/agent:v1"},
+	"NODE_NAME":               {"node-1", "node-1"},
+	"CGROUP_ROOT":             {"/cgroup", "/cgroup"},
+	"BPFFS_ROOT":              {"/bpf", "/bpf"},
 }
 
 func TestEveryVariableIsRead(t *testing.T) {
@@ -123,6 +135,25 @@ func TestBadValuesAreNamedWithTheirRemedy(t *testing.T) {
 		"bpffs root":       {one("BPFFS_ROOT", "bpf"), `BPFFS_ROOT="bpf": use an absolute path`},
 		"node name":        {one("NODE_NAME", "N!"), `NODE_NAME="N!": a lowercase RFC 1123 subdomain`},
 		"pod name":         {one("POD_NAME", "N!"), `POD_NAME="N!": a lowercase RFC 1123 subdomain`},
+		"flag alone":       {one("EBPF_ENABLED", "true"), `EBPF_ENABLED="true": needs POD_NAMESPACE, the namespace of the node agents, too`},
+		"tolerations":      {one("AGENT_TOLERATIONS", "all"), `AGENT_TOLERATIONS="all": use a JSON list such as [{"key":`},
+		"toleration field": {one("AGENT_TOLERATIONS", `[{"keys":"a"}]`), `AGENT_TOLERATIONS="[{\"keys\":\"a\"}]": use a JSON list such as [{"key":`},
+		"operator":         {one("AGENT_TOLERATIONS", `[{"key":"a","operator":"In"}]`), `AGENT_TOLERATIONS="[{\"key\":\"a\",\"operator\":\"In\"}]": toleration 1: operator: use Exists or Equal`},
+		"toleration key":   {one("AGENT_TOLERATIONS", `[{"operator":"Exists"},{"key":"a b"}]`), `AGENT_TOLERATIONS="[{\"operator\":\"Exists\"},{\"key\":\"a b\"}]": toleration 2: key: name part`},
+		"no key":           {one("AGENT_TOLERATIONS", `[{"value":"a"}]`), `AGENT_TOLERATIONS="[{\"value\":\"a\"}]": toleration 1: without a key the operator is Exists`},
+		"value too much":   {one("AGENT_TOLERATIONS", `[{"operator":"Exists","value":"a"}]`), `AGENT_TOLERATIONS="[{\"operator\":\"Exists\",\"value\":\"a\"}]": toleration 1: the operator Exists takes no value`},
+		"effect":           {one("AGENT_TOLERATIONS", `[{"key":"a","effect":"No"}]`), `AGENT_TOLERATIONS="[{\"key\":\"a\",\"effect\":\"No\"}]": toleration 1: effect: use NoSchedule`},
+		"seconds":          {one("AGENT_TOLERATIONS", `[{"key":"a","tolerationSeconds":3}]`), `AGENT_TOLERATIONS="[{\"key\":\"a\",\"tolerationSeconds\":3}]": toleration 1: tolerationSeconds goes with`},
+		"selector":         {one("AGENT_NODE_SELECTOR", "a"), `AGENT_NODE_SELECTOR="a": use labels with their values, each once, such as pool=apps,disk=fast`},
+		"selector twice":   {one("AGENT_NODE_SELECTOR", "a=b,a=c"), `AGENT_NODE_SELECTOR="a=b,a=c": use labels with their values`},
+		"selector's key":   {one("AGENT_NODE_SELECTOR", "a b=c"), `AGENT_NODE_SELECTOR="a b=c": label a b=c: name part`},
+		"selector's value": {one("AGENT_NODE_SELECTOR", "a=-"), `AGENT_NODE_SELECTOR="a=-": label a=-: a valid label`},
+		"resources":        {one("AGENT_RESOURCES", "1Gi"), `AGENT_RESOURCES="1Gi": use a JSON object such as {"requests":`},
+		"a quantity":       {one("AGENT_RESOURCES", `{"limits":{"cpu":"much"}}`), `AGENT_RESOURCES="{\"limits\":{\"cpu\":\"much\"}}": use a JSON object such as {"requests":`},
+		"less than none":   {one("AGENT_RESOURCES", `{"limits":{"cpu":"-1"}}`), `AGENT_RESOURCES="{\"limits\":{\"cpu\":\"-1\"}}": cpu: use 0 or more`},
+		"above the limit":  {one("AGENT_RESOURCES", `{"requests":{"cpu":2},"limits":{"cpu":"1"}}`), `AGENT_RESOURCES="{\"requests\":{\"cpu\":2},\"limits\":{\"cpu\":\"1\"}}": cpu: the request is above the limit`},
+		"claims":           {one("AGENT_RESOURCES", `{"claims":[{"name":"gpu"}]}`), `AGENT_RESOURCES="{\"claims\":[{\"name\":\"gpu\"}]}": the agent uses no claims`},
+		"priority class":   {one("AGENT_PRIORITY_CLASS", "A!"), `AGENT_PRIORITY_CLASS="A!": a lowercase RFC 1123 subdomain`},
 		"pod namespace":    {one("POD_NAMESPACE", "N!"), `POD_NAMESPACE="N!": a lowercase RFC 1123 label`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package subsystem
+
+import (
+	"sync"
+	"time"
+)
+
+// State is how the agents' DaemonSets are.
+type State struct {
+	// Known is false until the leader has looked for the first time.
+	Known bool
+	// Refused says that, and why, admission keeps agents out, and what helps.
+	Refused string
+	// Problem says why the leader cannot deploy agents, and what helps.
+	Problem string
+	// Busy says what is under way that an upgrade of the operator would disturb;
+	// it counts until BusyUntil.
+	Busy      string
+	BusyUntil time.Time
+}
+
+// Board shows the State to whoever reports it. Its methods may be called from
+// several goroutines.
+type Board struct {
+	mu        sync.Mutex
+	state     State
+	listeners []func()
+}
+
+// State is the last one that was set.
+func (b *Board) State() State {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state
+}
+
+// Set shows a State, and tells of it where it is another.
+func (b *Board) Set(s State) {
+	s.Known = true
+	b.mu.Lock()
+	changed, listeners := b.state != s, b.listeners
+	b.state = s
+	b.mu.Unlock()
+	if !changed {
+		return
+	}
+	for _, tell := range listeners {
+		tell()
+	}
+}
+
+// OnChange registers a function that is called after each change. It must not
+// block.
+func (b *Board) OnChange(f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.listeners = append(b.listeners, f)
+}
