@@ -119,7 +119,7 @@ func ebpfReady(pcmc *v1alpha1.PodConfigMapConfig, f *ebpfFacts) (metav1.Conditio
 			count(int(t.FailedPods), "pod"), count(t.pods, "matching pod"), f.name(t.failed, "failed", func(r v1alpha1.EBPFNodeConfig) int32 { return r.Failed }))
 	case len(t.unsupported) > 0:
 		c.Reason = v1alpha1.ReasonNodeUnsupported
-		c.Message = fmt.Sprintf("%s of %s on nodes that cannot serve what the config asks for; the others are: %s",
+		c.Message = fmt.Sprintf("%s of %s on nodes that cannot serve what the config asks for: %s",
 			count(int(t.UnsupportedPods), "pod"), count(t.pods, "matching pod"), f.name(t.unsupported, "unsupported", func(r v1alpha1.EBPFNodeConfig) int32 { return r.Unsupported }))
 	case len(t.absent) > 0:
 		c.Reason, c.Message = v1alpha1.ReasonProgressing, f.absentMessage(t.absent)
@@ -128,7 +128,7 @@ func ebpfReady(pcmc *v1alpha1.PodConfigMapConfig, f *ebpfFacts) (metav1.Conditio
 		c.Message = fmt.Sprintf("waiting for %s: %s", count(len(t.behind), "node agent"), list(t.behind))
 	default:
 		c.Status, c.Reason = metav1.ConditionTrue, v1alpha1.ReasonAttached
-		c.Message = fmt.Sprintf("%s on %s served", count(t.pods, "matching pod"), count(len(f.nodes), "node"))
+		c.Message = fmt.Sprintf("%s on %s; those that run are served", count(t.pods, "matching pod"), count(len(f.nodes), "node"))
 	}
 	return c, &t.EBPFStatus
 }

@@ -117,7 +117,7 @@ func TestConfigMapsSynced(t *testing.T) {
 			if got := [5]int{s.matched, s.synced, s.failed, s.pending, s.present}; got != tc.counts {
 				t.Errorf("counts %v, want %v", got, tc.counts)
 			}
-			status := statusOf(pcmc, &s, false)
+			status := statusWith(pcmc, &s, nil)
 			if got := show(status, v1alpha1.ConditionConfigMapsSynced); got != tc.want {
 				t.Errorf("condition\n%s, want\n%s", got, tc.want)
 			}
@@ -149,7 +149,7 @@ func TestUnreadGeneration(t *testing.T) {
 		pcmc := config()
 		pcmc.Status.ObservedGeneration = 1
 		s := summarize(ledger.New(), head, pcmc, nil)
-		status := statusOf(pcmc, &s, false)
+		status := statusWith(pcmc, &s, nil)
 		if got, want := show(status, v1alpha1.ConditionReady), "False Progressing: ConfigMapsSynced: this generation of the config has not been taken in yet"; got != want {
 			t.Errorf("%s: Ready is\n%s, want\n%s", name, got, want)
 		}
@@ -157,6 +157,15 @@ func TestUnreadGeneration(t *testing.T) {
 			t.Errorf("%s: observedGeneration %d, unfinished %t", name, status.ObservedGeneration, s.unfinished())
 		}
 	}
+}
+
+// statusWith is the status where the flag is off, or with facts.
+func statusWith(pcmc *v1alpha1.PodConfigMapConfig, s *summary, f *ebpfFacts) *v1alpha1.PodConfigMapConfigStatus {
+	if f == nil {
+		f = &ebpfFacts{}
+	}
+	ebpf, counts := ebpfReady(pcmc, f)
+	return statusOf(pcmc, s, ebpf, counts)
 }
 
 func show(status *v1alpha1.PodConfigMapConfigStatus, condition string) string {
@@ -170,44 +179,13 @@ func show(status *v1alpha1.PodConfigMapConfigStatus, condition string) string {
 	return string(c.Status) + " " + c.Reason + ": " + c.Message
 }
 
-func TestEBPFReady(t *testing.T) {
-	asks := &v1alpha1.EBPFConfig{L4Firewall: &v1alpha1.L4Firewall{Enabled: true}}
-	for name, tc := range map[string]struct {
-		ebpf        *v1alpha1.EBPFConfig
-		enabled     bool
-		want, ready string
-	}{
-		"not asked for": {nil, true, "False NotRequested: spec.ebpfConfig enables neither syscallMonitoring nor l4Firewall",
-			"True Ready: every matching pod is served"},
-		"switched off in the config": {&v1alpha1.EBPFConfig{L4Firewall: &v1alpha1.L4Firewall{}}, false, "False NotRequested: spec.ebpfConfig enables neither syscallMonitoring nor l4Firewall",
-			"True Ready: every matching pod is served"},
-		"the flag is off": {asks, false,
-			`False FeatureDisabled: the operator's feature flag EBPF_ENABLED is off: set it to "true" in the Subscription's spec.config.env (OLM), by --set ebpf.enabled=true (Helm), or on the manager's Deployment`,
-			`False FeatureDisabled: EBPFReady: the operator's feature flag EBPF_ENABLED is off: set it to "true" in the Subscription's spec.config.env (OLM), by --set ebpf.enabled=true (Helm), or on the manager's Deployment`},
-		"no agent yet": {asks, true, "False Progressing: no node agent has reported on this config yet",
-			"False Progressing: EBPFReady: no node agent has reported on this config yet"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			pcmc := config()
-			pcmc.Spec.EBPFConfig = tc.ebpf
-			status := statusOf(pcmc, &summary{}, tc.enabled)
-			if got := show(status, v1alpha1.ConditionEBPFReady); got != tc.want {
-				t.Errorf("EBPFReady is\n%s, want\n%s", got, tc.want)
-			}
-			if got := show(status, v1alpha1.ConditionReady); got != tc.ready {
-				t.Errorf("Ready is\n%s, want\n%s", got, tc.ready)
-			}
-		})
-	}
-}
-
 // TestReadyOrder: what is wrong with ConfigMaps is told before what is with eBPF.
 func TestReadyOrder(t *testing.T) {
 	pcmc := config()
 	pcmc.Spec.EBPFConfig = &v1alpha1.EBPFConfig{SyscallMonitoring: &v1alpha1.SyscallMonitoring{Enabled: true}}
 	l, pods := book(nil, failed(v1alpha1.ReasonTooLarge))
 	s := summarize(l, l.Begin("uid"), pcmc, pods)
-	if got := show(statusOf(pcmc, &s, false), v1alpha1.ConditionReady); !strings.HasPrefix(got, "False TooLarge: ConfigMapsSynced: 1 of 1") {
+	if got := show(statusWith(pcmc, &s, nil), v1alpha1.ConditionReady); !strings.HasPrefix(got, "False TooLarge: ConfigMapsSynced: 1 of 1") {
 		t.Errorf("Ready is %s", got)
 	}
 }
@@ -216,7 +194,7 @@ func TestLongMessages(t *testing.T) {
 	long := &ledger.Entry{Generation: generation, Failure: &ledger.Failure{Reason: v1alpha1.ReasonTooLarge, Message: strings.Repeat("é", 3000)}}
 	l, pods := book(nil, long, long)
 	s := summarize(l, l.Begin("uid"), config(), pods)
-	message := meta.FindStatusCondition(statusOf(config(), &s, false).Conditions, v1alpha1.ConditionConfigMapsSynced).Message
+	message := meta.FindStatusCondition(statusWith(config(), &s, nil).Conditions, v1alpha1.ConditionConfigMapsSynced).Message
 	if len(message) > maxMessage || !strings.HasSuffix(message, "é...") {
 		t.Errorf("a message of %d bytes that ends in %q", len(message), message[len(message)-8:])
 	}
@@ -228,7 +206,7 @@ func TestStatusIsStable(t *testing.T) {
 	l, pods := book(nil, synced, failed(v1alpha1.ReasonTooLarge))
 	pcmc := config()
 	s := summarize(l, l.Begin("uid"), pcmc, pods)
-	first := statusOf(pcmc, &s, false)
+	first := statusWith(pcmc, &s, nil)
 	if len(pcmc.Status.Conditions) > 0 || !changed(&pcmc.Status, first) {
 		t.Errorf("the first status: %+v of %+v", first, pcmc.Status)
 	}
@@ -236,12 +214,12 @@ func TestStatusIsStable(t *testing.T) {
 		first.Conditions[i].LastTransitionTime = metav1.NewTime(time.Unix(1000, 0))
 	}
 	pcmc.Status = *first
-	if again := statusOf(pcmc, &s, false); changed(&pcmc.Status, again) {
+	if again := statusWith(pcmc, &s, nil); changed(&pcmc.Status, again) {
 		t.Errorf("computed again it is\n%+v, was\n%+v", again, pcmc.Status)
 	}
 	l.Record("uid", "b", *synced)
 	s = summarize(l, l.Begin("uid"), pcmc, pods)
-	now := statusOf(pcmc, &s, false)
+	now := statusWith(pcmc, &s, nil)
 	if !changed(&pcmc.Status, now) {
 		t.Error("a repaired pod is no change")
 	}
