@@ -14,3 +14,8 @@ const (
 // LabelLegacyKernel is a label of Nodes: "true" asks for the agent with the
 // capabilities that kernels before 5.11 need, where AGENT_LEGACY_KERNELS allows it.
 const LabelLegacyKernel = "podconfig.example.com/legacy-kernel"
+
+// AnnotationCleanupSince is on the agents' DaemonSet while its agents detach
+// everything because it is going to be removed; its value is when that began, in
+// RFC 3339. An agent that ends meanwhile leaves nothing.
+const AnnotationCleanupSince = "podconfig.example.com/cleanup-since"

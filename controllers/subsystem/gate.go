@@ -249,11 +249,10 @@ func (g *Gate) write(ctx context.Context, does step, live, set *appsv1.DaemonSet
 	why := reasonOf(does, live, print)
 	logger.Info("Updated the node agents", "why", why, "image", image)
 	g.Events.Eventf(set, nil, corev1.EventTypeNormal, reasonUpdated, action, "updated the node agents: %s", why)
-	// An edit that changed nothing that counts makes no new generation.
-	if does == stepUpdate && set.Annotations[annotationApplied] != applied(set.Generation, print) {
+	if does == stepUpdate {
 		set.Annotations[annotationApplied] = applied(set.Generation, print)
 		if err := g.Client.Update(ctx, set, client.FieldOwner(observed.FieldManager)); err != nil {
-			return fmt.Errorf("updating DaemonSet %q: %w", set.Name, err)
+			return fmt.Errorf("noting the generation of DaemonSet %q: %w", set.Name, err)
 		}
 	}
 	return nil

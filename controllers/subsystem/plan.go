@@ -12,6 +12,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 )
 
 // Annotations of the DaemonSets. They hold what a next leader has to know.
@@ -22,8 +24,8 @@ const (
 	annotationApplied = "podconfig.example.com/applied"
 	// annotationAppliedAt is when that was, in RFC 3339.
 	annotationAppliedAt = "podconfig.example.com/applied-at"
-	// annotationCleanupSince is when the cleanup began.
-	annotationCleanupSince = "podconfig.example.com/cleanup-since"
+	// annotationCleanupSince is when the cleanup began; agents read it, too.
+	annotationCleanupSince = v1alpha1.AnnotationCleanupSince
 	// annotationRetriedAt is when the DaemonSet was last touched so that pods that
 	// admission refused are tried again.
 	annotationRetriedAt = "podconfig.example.com/retried-at"
@@ -44,6 +46,11 @@ const (
 	// stepRefuse is for one that is not ours.
 	stepRefuse
 )
+
+// unsettled stands for the generation while it is not known yet: an edit of the
+// spec may make a new one or, where the spec was right, none. A guess would hide
+// an edit that somebody makes in that moment.
+const unsettled = 0
 
 func applied(generation int64, fingerprint string) string {
 	return fmt.Sprintf("%d %s", generation, fingerprint)
@@ -73,7 +80,7 @@ func decide(live, want *appsv1.DaemonSet, fingerprint string, now time.Time) (st
 		does = stepUpdate
 		set.Spec = *want.Spec.DeepCopy()
 		set.Annotations = merged(live.Annotations, map[string]string{
-			annotationApplied: applied(live.Generation+1, fingerprint), annotationAppliedAt: now.UTC().Format(time.RFC3339),
+			annotationApplied: applied(unsettled, fingerprint), annotationAppliedAt: now.UTC().Format(time.RFC3339),
 		})
 		delete(set.Annotations, annotationCleanupSince)
 		delete(set.Annotations, annotationRetriedAt)

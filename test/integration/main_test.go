@@ -148,13 +148,24 @@ func prepare(ctx context.Context) error {
 	if err := errors.Join(cluster.Client.Create(ctx, role), cluster.Client.Create(ctx, binding)); err != nil {
 		return fmt.Errorf("giving the managers their role: %w", err)
 	}
-	return allowLeases(ctx, operators)
+	return errors.Join(allowLeases(ctx, operators), allowAgents(ctx, operators))
+}
+
+// allowAgents gives all managers, in a namespace, the role for deploying agents,
+// as in the operator's own.
+func allowAgents(ctx context.Context, namespace string) error {
+	return allow(ctx, namespace, "config/rbac/role.yaml")
 }
 
 // allowLeases gives all managers the role of leader election in a namespace.
 func allowLeases(ctx context.Context, namespace string) error {
+	return allow(ctx, namespace, "config/rbac/leader_election_role.yaml")
+}
+
+// allow gives all managers the Role of a manifest in a namespace.
+func allow(ctx context.Context, namespace, manifest string) error {
 	role := &rbacv1.Role{}
-	if err := readRole("config/rbac/leader_election_role.yaml", "Role", role); err != nil {
+	if err := readRole(manifest, "Role", role); err != nil {
 		return err
 	}
 	role.Namespace = namespace
@@ -164,7 +175,7 @@ func allowLeases(ctx context.Context, namespace string) error {
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role.Name},
 	}
 	if err := errors.Join(cluster.Client.Create(ctx, role), cluster.Client.Create(ctx, binding)); err != nil {
-		return fmt.Errorf("giving the managers their Lease: %w", err)
+		return fmt.Errorf("giving the managers the Role of %s: %w", manifest, err)
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -405,7 +406,7 @@ func TestEBPFFlag(t *testing.T) {
 		t.Run("flag="+flag, func(t *testing.T) {
 			t.Parallel()
 			s := own(t)
-			s.pod("web", nil)
+			s.pod("web", nil, func(p *corev1.Pod) { p.Spec.NodeName = "flagged" })
 			s.config("asks", asks)
 			s.config("does-not", spec{})
 			s.watched(map[string]string{"EBPF_ENABLED": flag})
