@@ -38,7 +38,9 @@ import (
 const (
 	system    = "podconfigmap-controller-system"
 	account   = "podconfigmap-controller-controller-manager"
+	agent     = "podconfigmap-controller-agent"
 	condition = "podconfigmap-controller.v0.0.0"
+	replica   = "replica-1"
 	watched   = "garden"
 
 	// patience is more than the 30 s for which the manager leaves to the garbage
@@ -68,11 +70,17 @@ func TestShippedRights(t *testing.T) {
 	apply(t, c.Client, objects)
 	t.Run("the Deployment's pods are admitted", func(t *testing.T) { checkPods(t, c.Client) })
 	t.Run("the metrics Service selects them", func(t *testing.T) { checkService(t, c.Client) })
+	t.Run("the agents have their own account", func(t *testing.T) { checkAgents(t, c.Client, objects) })
 
 	apply(t, c.Client, olm())
-	m := startManager(t, c)
+	runs(t, c.Client)
+	m := startManager(t, c, map[string]string{"EBPF_ENABLED": "true"})
 	exercise(t, c.Client)
-	granted := grantedTo(t, objects)
+	deployAgents(t, c.Client)
+	stop(t, m)
+	m = startManager(t, c, nil)
+	removeAgents(t, c.Client)
+	granted := grantedTo(t, objects, account)
 	_ = wait.PollUntilContextTimeout(t.Context(), time.Second, 30*time.Second, true, func(context.Context) (bool, error) {
 		return len(without(granted, audit.used(t))) == 0, nil
 	})
@@ -82,6 +90,11 @@ func TestShippedRights(t *testing.T) {
 	if denied := audit.denied(t); len(denied) > 0 {
 		t.Errorf("used, but not granted: %v", denied)
 	}
+	stop(t, m)
+}
+
+func stop(t *testing.T, m *harness.Manager) {
+	t.Helper()
 	if err := m.Stop(); err != nil {
 		t.Error(err)
 	}
@@ -139,7 +152,7 @@ func apply(t *testing.T, c client.Client, objects []*unstructured.Unstructured) 
 }
 
 // checkPods creates a pod from the template, as kube-controller-manager would:
-// the namespace's Pod Security level must let it in.
+// every Pod Security level lets it in, and the namespace's lets agents in, too.
 func checkPods(t *testing.T, c client.Client) {
 	deployment := &appsv1.Deployment{}
 	key := client.ObjectKey{Namespace: system, Name: account}
@@ -151,12 +164,25 @@ func checkPods(t *testing.T, c client.Client) {
 	if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
 		t.Error(err)
 	}
-	privileged, yes := pod.DeepCopy(), true
-	privileged.ResourceVersion = ""
-	privileged.Spec.Containers[0].SecurityContext.Privileged = &yes
-	privileged.Spec.Containers[0].SecurityContext.AllowPrivilegeEscalation = &yes
-	if err := c.Create(t.Context(), privileged, client.DryRunAll); err == nil {
-		t.Error("a privileged pod is admitted, too")
+	strict := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "strict", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}}
+	if err := c.Create(t.Context(), strict); err != nil {
+		t.Fatal(err)
+	}
+	there := pod.DeepCopy()
+	there.Namespace, there.ResourceVersion = strict.Name, ""
+	if err := c.Create(t.Context(), there, client.DryRunAll); err != nil {
+		t.Error(err)
+	}
+	agents := pod.DeepCopy()
+	agents.ResourceVersion = ""
+	agents.Spec.SecurityContext = nil
+	agents.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/sys/fs/bpf"}}}}
+	if err := c.Create(t.Context(), agents.DeepCopy(), client.DryRunAll); err != nil {
+		t.Error(err)
+	}
+	agents.Namespace = strict.Name
+	if err := c.Create(t.Context(), agents, client.DryRunAll); err == nil {
+		t.Error("the strict namespace lets agents in")
 	}
 	if pod.Spec.ServiceAccountName != account {
 		t.Errorf("pods run as %q, not %q", pod.Spec.ServiceAccountName, account)
@@ -184,6 +210,86 @@ func checkService(t *testing.T, c client.Client) {
 	}
 }
 
+// checkAgents: the agents' account, its rights, and the Service of their metrics.
+func checkAgents(t *testing.T, c client.Client, objects []*unstructured.Unstructured) {
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: agent}, &corev1.ServiceAccount{}); err != nil {
+		t.Error(err)
+	}
+	for r := range grantedTo(t, objects, agent) {
+		// An agent reads; what it writes is its own report, and Events.
+		reads := r.verb == "get" || r.verb == "list" || r.verb == "watch"
+		if !reads && !strings.HasPrefix(r.resource, "ebpfnodes") && r.resource != "events" || r.resource == "secrets" || r.verb == "*" || r.resource == "*" {
+			t.Errorf("agents may %v", r)
+		}
+	}
+	service := &corev1.Service{}
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: agent + "-metrics"}, service); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"app.kubernetes.io/name": "podconfigmap-controller", "app.kubernetes.io/component": "agent"}
+	if port := service.Spec.Ports[0]; !maps.Equal(service.Spec.Selector, want) || port.Port != 8080 || port.TargetPort.StrVal != "metrics" {
+		t.Errorf("the agents' metrics Service: %+v", service.Spec)
+	}
+}
+
+// runs makes the ReplicaSet and the pod of the Deployment, as
+// kube-controller-manager would.
+func runs(t *testing.T, c client.Client) {
+	t.Helper()
+	deployment := &appsv1.Deployment{}
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: account}, deployment); err != nil {
+		t.Fatal(err)
+	}
+	meta := metav1.ObjectMeta{Namespace: system, Name: "replicas", Labels: deployment.Spec.Template.Labels,
+		OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(deployment, appsv1.SchemeGroupVersion.WithKind("Deployment"))}}
+	set := &appsv1.ReplicaSet{ObjectMeta: meta, Spec: appsv1.ReplicaSetSpec{Selector: deployment.Spec.Selector, Template: deployment.Spec.Template}}
+	if err := c.Create(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	meta.Name, meta.OwnerReferences = replica, []metav1.OwnerReference{*metav1.NewControllerRef(set, appsv1.SchemeGroupVersion.WithKind("ReplicaSet"))}
+	if err := c.Create(t.Context(), &corev1.Pod{ObjectMeta: meta, Spec: deployment.Spec.Template.Spec}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// deployAgents waits for the agents' DaemonSet, as kubelets would have it, and
+// edits it.
+func deployAgents(t *testing.T, c client.Client) {
+	t.Helper()
+	set := &appsv1.DaemonSet{}
+	read := func() bool { return c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: agent}, set) == nil }
+	await(t, "the agents are deployed", read)
+	if owners := set.OwnerReferences; len(owners) != 1 || owners[0].Name != account || owners[0].Kind != "Deployment" {
+		t.Errorf("the DaemonSet's owners are %+v", owners)
+	}
+	pod := &corev1.Pod{ObjectMeta: set.Spec.Template.ObjectMeta, Spec: set.Spec.Template.Spec}
+	pod.Namespace, pod.Name = system, "an-agent"
+	if err := c.Create(t.Context(), pod, client.DryRunAll); err != nil {
+		t.Errorf("an agent is not admitted: %v", err)
+	}
+	set.Spec.Template.Spec.HostPID = true
+	if err := c.Update(t.Context(), set); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the edit is undone", func() bool { return read() && !set.Spec.Template.Spec.HostPID })
+	node := &v1alpha1.EBPFNode{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "node-1"}}
+	if err := c.Create(t.Context(), node); err != nil {
+		t.Fatal(err)
+	}
+	node.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionDetached, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonCleanedUp, LastTransitionTime: metav1.Now()}}
+	if err := c.Status().Update(t.Context(), node); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func removeAgents(t *testing.T, c client.Client) {
+	t.Helper()
+	await(t, "the agents and their report are removed", func() bool {
+		return c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: agent}, &appsv1.DaemonSet{}) != nil &&
+			c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: "node-1"}, &v1alpha1.EBPFNode{}) != nil
+	})
+}
+
 // olm is what the Operator Lifecycle Manager would have made.
 func olm() []*unstructured.Unstructured {
 	anything := map[string]any{"type": "object", "x-kubernetes-preserve-unknown-fields": true}
@@ -207,16 +313,18 @@ func olm() []*unstructured.Unstructured {
 }
 
 // startManager starts a manager as the Deployment's ServiceAccount.
-func startManager(t *testing.T, c *harness.Cluster) *harness.Manager {
+func startManager(t *testing.T, c *harness.Cluster, more map[string]string) *harness.Manager {
 	t.Helper()
 	config, err := c.ServiceAccountConfig(t.Context(), system, account)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := c.StartManager(map[string]string{
-		"KUBECONFIG": writeKubeconfig(t, config), "POD_NAMESPACE": system, "POD_NAME": "replica-1",
+	environ := map[string]string{
+		"KUBECONFIG": writeKubeconfig(t, config), "POD_NAMESPACE": system, "POD_NAME": replica,
 		"OPERATOR_CONDITION_NAME": condition, "LOG_LEVEL": "debug",
-	})
+	}
+	maps.Copy(environ, more)
+	m, err := c.StartManager(environ)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,8 +423,8 @@ func await(t *testing.T, what string, yes func() bool) {
 	}
 }
 
-// grantedTo lists the rights that the manifests bind to the ServiceAccount.
-func grantedTo(t *testing.T, objects []*unstructured.Unstructured) map[right]bool {
+// grantedTo lists the rights that the manifests bind to a ServiceAccount.
+func grantedTo(t *testing.T, objects []*unstructured.Unstructured, to string) map[right]bool {
 	t.Helper()
 	granted := map[right]bool{}
 	for _, binding := range objects {
@@ -325,8 +433,12 @@ func grantedTo(t *testing.T, objects []*unstructured.Unstructured) map[right]boo
 			t.Fatal(err)
 		}
 		for _, subject := range subjects {
-			if s := subject.(map[string]any); s["name"] != account || s["namespace"] != system {
+			s := subject.(map[string]any)
+			if s["name"] != agent && s["name"] != account || s["namespace"] != system {
 				t.Errorf("%s %s is for %v", binding.GetKind(), binding.GetName(), s)
+			}
+			if s["name"] != to {
+				continue
 			}
 			kind, _, _ := unstructured.NestedString(binding.Object, "roleRef", "kind")
 			name, _, _ := unstructured.NestedString(binding.Object, "roleRef", "name")
@@ -384,9 +496,9 @@ func without(granted, used map[right]bool) []string {
 // Everything in config builds, not only what is installed.
 func TestOtherManifests(t *testing.T) {
 	for folder, kinds := range map[string][]string{
-		"config/prometheus": {"ConfigMap", "PrometheusRule", "ServiceMonitor"},
+		"config/prometheus": {"ConfigMap", "PrometheusRule", "ServiceMonitor", "ServiceMonitor"},
 		"config/samples":    {"Namespace", "Pod", "Pod", "Pod", "PodConfigMapConfig"},
-		"config/crd":        {"CustomResourceDefinition"},
+		"config/crd":        {"CustomResourceDefinition", "CustomResourceDefinition"},
 	} {
 		t.Run(folder, func(t *testing.T) {
 			var got []string
