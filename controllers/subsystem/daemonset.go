@@ -158,7 +158,7 @@ func (v variant) container(id identity, s *settings.Settings) corev1.Container {
 		LivenessProbe:   probe("/healthz", 10, 20),
 		ReadinessProbe:  probe("/readyz", 0, 5),
 		Resources:       s.AgentResources.ResourceRequirements,
-		SecurityContext: v.securityContext(),
+		SecurityContext: v.securityContext(s),
 		VolumeMounts: []corev1.VolumeMount{
 			{Name: "cgroup", MountPath: "/sys/fs/cgroup", ReadOnly: true, MountPropagation: &into},
 			{Name: "bpffs", MountPath: bpffsMount, MountPropagation: &into},
@@ -175,16 +175,16 @@ func probe(path string, delay, period int32) *corev1.Probe {
 
 // securityContext gives an agent what loading and attaching need, and no more.
 // UID 0 without DAC_OVERRIDE owns what it makes below the node's bpffs. The
-// runtimes' default seccomp profile allows bpf and perf_event_open to those who
-// have these capabilities, so nothing less strict is needed. spc_t is for nodes
-// with SELinux, whose containers may not use BPF otherwise.
-func (v variant) securityContext() *corev1.SecurityContext {
+// seccomp profile is a setting: not every runtime's default lets the capability
+// BPF use bpf. spc_t is for nodes with SELinux, whose containers may not use BPF
+// otherwise.
+func (v variant) securityContext(s *settings.Settings) *corev1.SecurityContext {
 	yes, no, root := true, false, int64(0)
 	return &corev1.SecurityContext{
 		Privileged: &no, AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
 		RunAsUser: &root, RunAsGroup: &root, RunAsNonRoot: &no,
 		Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: v.capabilities},
-		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileType(s.AgentSeccompProfile)},
 		SELinuxOptions: &corev1.SELinuxOptions{Type: "spc_t", Level: "s0"},
 	}
 }

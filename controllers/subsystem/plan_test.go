@@ -86,7 +86,7 @@ func TestFingerprint(t *testing.T) {
 		t.Error("it is another for settings of the manager's own")
 	}
 	for name, value := range map[string]string{
-		"AGENT_TOLERATIONS": "[]", "AGENT_NODE_SELECTOR": "a=b", "AGENT_RESOURCES": "{}", "AGENT_PRIORITY_CLASS": "x", "WATCH_NAMESPACE": "a,b",
+		"AGENT_TOLERATIONS": "[]", "AGENT_NODE_SELECTOR": "a=b", "AGENT_RESOURCES": "{}", "AGENT_SECCOMP_PROFILE": "RuntimeDefault", "AGENT_PRIORITY_CLASS": "x", "WATCH_NAMESPACE": "a,b",
 		"LOG_LEVEL": "debug", "LOG_FORMAT": "json", "LOG_JSON_FORMAT": "true", "DEBUG": "true", "CONTROLLER_RESYNC_PERIOD": "1h",
 	} {
 		if _, other := wanted(t, map[string]string{name: value}); other == print {

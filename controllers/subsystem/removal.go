@@ -107,14 +107,8 @@ func (r *removal) step(ctx context.Context) (left bool, err error) {
 	if len(sets) == 0 {
 		return r.tidy(ctx)
 	}
-	r.since = at(sets[0], annotationCleanupSince)
-	for _, set := range sets {
-		if set.DeletionTimestamp == nil && !isCleaning(set) {
-			if err := r.clean(ctx, set); err != nil {
-				return true, err
-			}
-			r.since = at(set, annotationCleanupSince)
-		}
+	if err := r.cleanAll(ctx, sets); err != nil {
+		return true, err
 	}
 	absent, err := r.absent(ctx, sets)
 	if err != nil {
@@ -147,6 +141,23 @@ func (r *removal) sets(ctx context.Context) ([]*appsv1.DaemonSet, error) {
 		}
 	}
 	return all, nil
+}
+
+// cleanAll has all agents clean up that do not yet, and notes since when the last
+// of them do.
+func (r *removal) cleanAll(ctx context.Context, sets []*appsv1.DaemonSet) error {
+	r.since = time.Time{}
+	for _, set := range sets {
+		if set.DeletionTimestamp == nil && !isCleaning(set) {
+			if err := r.clean(ctx, set); err != nil {
+				return err
+			}
+		}
+		if since := at(set, annotationCleanupSince); since.After(r.since) {
+			r.since = since
+		}
+	}
+	return nil
 }
 
 // clean has the agents of a DaemonSet detach everything.

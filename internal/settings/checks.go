@@ -89,6 +89,7 @@ func (s *Settings) agentChecks() []check {
 		{"AGENT_TOLERATIONS", s.AgentTolerations.problem()},
 		{"AGENT_NODE_SELECTOR", s.AgentNodeSelector.problem()},
 		{"AGENT_RESOURCES", s.AgentResources.problem()},
+		{"AGENT_SECCOMP_PROFILE", oneOf(s.AgentSeccompProfile, "Unconfined", "RuntimeDefault")},
 		{"AGENT_PRIORITY_CLASS", optional(s.AgentPriorityClass, validation.IsDNS1123Subdomain)},
 		{"NODE_NAME", optional(s.NodeName, validation.IsDNS1123Subdomain)},
 		{"CGROUP_ROOT", absolute(s.CgroupRoot)},

@@ -43,6 +43,7 @@ type Settings struct {
 	AgentNodeSelector     NodeSelector  `env:"AGENT_NODE_SELECTOR" shown:"every Linux node" doc:"Labels of the nodes that get an agent, as key=value,key=value. Pods on other nodes are not served."`
 	AgentResources        Resources     `env:"AGENT_RESOURCES" envDefault:"{\"requests\":{\"cpu\":\"25m\",\"memory\":\"128Mi\"}}" doc:"Resources of the agents' container, as a JSON object with requests and limits. A limit on memory has to leave room for the programs' maps: 4 MiB a CPU of the node, and 64 MiB."`
 	AgentPriorityClass    string        `env:"AGENT_PRIORITY_CLASS" shown:"the cluster's default" doc:"PriorityClass of the agents' pods, such as system-node-critical."`
+	AgentSeccompProfile   string        `env:"AGENT_SECCOMP_PROFILE" envDefault:"Unconfined" doc:"Seccomp profile of the agents' container: Unconfined, or RuntimeDefault where the nodes' runtime lets the capability BPF use the bpf call (containerd from 1.7 on does; CRI-O's own profile wants SYS_ADMIN for it)."`
 	WatchNamespaces       []string      `env:"WATCH_NAMESPACE" shown:"all namespaces" doc:"Namespaces to watch, separated by commas; empty means all."`
 	PodName               string        `env:"POD_NAME" doc:"The operator's own pod; names it in the Lease. Set it by the downward API."`
 	PodNamespace          string        `env:"POD_NAMESPACE" doc:"The operator's own namespace. Set it by the downward API."`

@@ -25,7 +25,8 @@ func TestDefaults(t *testing.T) {
 		LockName: "podconfigmap-controller-lock", ResyncPeriod: 10 * time.Minute, PodWorkers: 1, PCMCWorkers: 1,
 		MaxRetries: 5, ReconciliationTimeout: 30 * time.Second, LogLevel: "info", LogFormat: "text",
 		MetricsAddr: ":8080", HealthProbeAddr: ":8081",
-		AgentTolerations: Tolerations{{Operator: corev1.TolerationOpExists}},
+		AgentSeccompProfile: "Unconfined",
+		AgentTolerations:    Tolerations{{Operator: corev1.TolerationOpExists}},
 		AgentResources: Resources{corev1.ResourceRequirements{Requests: corev1.ResourceList{
 			corev1.ResourceCPU: resource.MustParse("25m"), corev1.ResourceMemory: resource.MustParse("128Mi"),
 		}}},
@@ -67,6 +68,7 @@ var good = map[string]struct {
 	"AGENT_NODE_SELECTOR":               {"pool=apps, example.com/disk=", NodeSelector{"pool": "apps", "example.com/disk": ""}},
 	"AGENT_RESOURCES": {`{"limits":{"memory":"1Gi"}}`, Resources{corev1.ResourceRequirements{
 		Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}}}},
+	"AGENT_SECCOMP_PROFILE":   {"RuntimeDefault", "RuntimeDefault"},
 	"AGENT_PRIORITY_CLASS":    {"system-node-critical", "system-node-critical"},
 	"WATCH_NAMESPACE":         {"a, b", []string{"a", "b"}},
 	"POD_NAME":                {"manager-0", "manager-0"},
@@ -153,6 +155,7 @@ func TestBadValuesAreNamedWithTheirRemedy(t *testing.T) {
 		"less than none":   {one("AGENT_RESOURCES", `{"limits":{"cpu":"-1"}}`), `AGENT_RESOURCES="{\"limits\":{\"cpu\":\"-1\"}}": cpu: use 0 or more`},
 		"above the limit":  {one("AGENT_RESOURCES", `{"requests":{"cpu":2},"limits":{"cpu":"1"}}`), `AGENT_RESOURCES="{\"requests\":{\"cpu\":2},\"limits\":{\"cpu\":\"1\"}}": cpu: the request is above the limit`},
 		"claims":           {one("AGENT_RESOURCES", `{"claims":[{"name":"gpu"}]}`), `AGENT_RESOURCES="{\"claims\":[{\"name\":\"gpu\"}]}": the agent uses no claims`},
+		"seccomp":          {one("AGENT_SECCOMP_PROFILE", "none"), `AGENT_SECCOMP_PROFILE="none": use one of Unconfined, RuntimeDefault`},
 		"priority class":   {one("AGENT_PRIORITY_CLASS", "A!"), `AGENT_PRIORITY_CLASS="A!": a lowercase RFC 1123 subdomain`},
 		"pod namespace":    {one("POD_NAMESPACE", "N!"), `POD_NAMESPACE="N!": a lowercase RFC 1123 label`},
 	} {

@@ -130,7 +130,7 @@ func (g *gate) setGone(name string) {
 	g.eventually(name+" goes", func() error {
 		err := cluster.Client.Get(g.t.Context(), g.key(name), &appsv1.DaemonSet{})
 		if !apierrors.IsNotFound(err) {
-			return fmt.Errorf("reading it gives %v", err)
+			return fmt.Errorf("reading it gives %w", err)
 		}
 		return nil
 	})
@@ -318,13 +318,13 @@ func (g *gate) changeSettings(account string) {
 	g.t.Helper()
 	g.manage(account, map[string]string{
 		"RELATED_IMAGE_AGENT": "registry.invalid/agent:v2", "AGENT_TOLERATIONS": "[]", "AGENT_NODE_SELECTOR": "kubernetes.io/os=linux,pool=none",
-		"AGENT_RESOURCES": `{"limits":{"memory":"1Gi"}}`, "AGENT_PRIORITY_CLASS": "system-node-critical", "LOG_FORMAT": "json",
+		"AGENT_RESOURCES": `{"limits":{"memory":"1Gi"}}`, "AGENT_PRIORITY_CLASS": "system-node-critical", "AGENT_SECCOMP_PROFILE": "RuntimeDefault", "LOG_FORMAT": "json",
 	})
 	set := g.set(agent, "has the new settings", func(set *appsv1.DaemonSet) error {
 		pod := set.Spec.Template.Spec
 		c := pod.Containers[0]
 		if c.Image != "registry.invalid/agent:v2" || len(pod.Tolerations) != 0 || pod.NodeSelector["pool"] != "none" || c.Resources.Limits.Memory().String() != "1Gi" ||
-			len(c.Resources.Requests) != 0 || pod.PriorityClassName != "system-node-critical" || !slices.Contains(c.Env, corev1.EnvVar{Name: "LOG_FORMAT", Value: "json"}) {
+			len(c.Resources.Requests) != 0 || c.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault || pod.PriorityClassName != "system-node-critical" || !slices.Contains(c.Env, corev1.EnvVar{Name: "LOG_FORMAT", Value: "json"}) {
 			return errors.New("not yet")
 		}
 		return nil
@@ -402,7 +402,7 @@ func checkAgentPods(t *testing.T, set *appsv1.DaemonSet, deployment *appsv1.Depl
 		"owner":        len(set.OwnerReferences) != 1 || set.OwnerReferences[0].UID != deployment.UID || set.OwnerReferences[0].Kind != "Deployment" || set.OwnerReferences[0].BlockOwnerDeletion != nil,
 		"image":        c.Image != ownImage || len(pod.ImagePullSecrets) != 1 || pod.ImagePullSecrets[0].Name != "pull",
 		"capabilities": fmt.Sprint(*s.Capabilities) != "{[BPF NET_ADMIN PERFMON] [ALL]}",
-		"privileges":   *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem || *s.RunAsUser != 0 || s.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault,
+		"privileges":   *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem || *s.RunAsUser != 0 || s.SeccompProfile.Type != corev1.SeccompProfileTypeUnconfined,
 		"host":         pod.HostNetwork || pod.HostPID || pod.HostIPC,
 		"account":      pod.ServiceAccountName != agent,
 		"nodes":        !maps.Equal(pod.NodeSelector, map[string]string{corev1.LabelOSStable: "linux"}) || pod.Affinity != nil || len(pod.Tolerations) != 1 || pod.Tolerations[0] != (corev1.Toleration{Operator: corev1.TolerationOpExists}),
