@@ -247,8 +247,9 @@ func TestReports(t *testing.T) {
 	if want := map[string]bool{"a": true, "b": true, "c": false}; !reflect.DeepEqual(reporting, want) {
 		t.Errorf("reporting: %v, want %v", reporting, want)
 	}
-	r.drop("a")
-	r.drop("b")
+	if !r.drop("a") || !r.drop("b") || r.drop("c") {
+		t.Error("it does not tell which nodes it knew")
+	}
 	if len(r.byConfig) > 0 || len(r.byNode) > 0 {
 		t.Errorf("left over: %v, %v", r.byConfig, r.byNode)
 	}

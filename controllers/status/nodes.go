@@ -56,14 +56,17 @@ func (r *reports) set(node string, configs []v1alpha1.EBPFNodeConfig) (changed [
 	return changed, !known
 }
 
-// drop forgets a node.
-func (r *reports) drop(node string) {
+// drop forgets a node, and tells whether it was known. That may matter to every
+// config.
+func (r *reports) drop(node string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, key := range r.byNode[node] {
+	before, known := r.byNode[node]
+	for _, key := range before {
 		r.remove(key, node)
 	}
 	delete(r.byNode, node)
+	return known
 }
 
 func (r *reports) remove(key types.NamespacedName, node string) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
@@ -88,8 +89,9 @@ func (a *agents) Start(ctx context.Context, queue workqueue.TypedRateLimitingInt
 		DeleteFunc: func(obj any) {
 			if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
 				_, name, _ := cache.SplitMetaNamespaceKey(key)
-				a.reports.drop(name)
-				a.enqueueAll(ctx, queue, "")
+				if a.reports.drop(name) {
+					a.enqueueAll(ctx, queue, "")
+				}
 			}
 		},
 	})
@@ -127,9 +129,16 @@ func (a *agents) WaitForSync(ctx context.Context) error {
 	return nil
 }
 
+// reported takes a report in. What a detached node told before is no longer so.
 func (a *agents) reported(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request], obj any) {
 	node, ok := obj.(*v1alpha1.EBPFNode)
 	if !ok {
+		return
+	}
+	if meta.IsStatusConditionTrue(node.Status.Conditions, v1alpha1.ConditionDetached) {
+		if a.reports.drop(node.Name) {
+			a.enqueueAll(ctx, queue, "")
+		}
 		return
 	}
 	changed, all := a.reports.set(node.Name, node.Status.Configs)

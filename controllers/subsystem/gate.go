@@ -218,7 +218,10 @@ func (g *Gate) ensure(ctx context.Context, v variant, avoidLegacy bool, seen *se
 	switch does {
 	case stepRefuse:
 		state.Problem = fmt.Sprintf("DaemonSet %q in namespace %q is not the operator's: delete or rename it", v.name, g.Settings.PodNamespace)
-		g.Events.Eventf(live, nil, corev1.EventTypeWarning, "NameConflict", action, "%s", state.Problem)
+		if g.Board.State().Problem != state.Problem {
+			logging.Warning(klog.FromContext(ctx), "Cannot deploy the node agents", "reason", state.Problem)
+			g.Events.Eventf(live, nil, corev1.EventTypeWarning, v1alpha1.ReasonNameConflict, action, "%s", state.Problem)
+		}
 		return nil
 	case stepNone:
 		return g.judge(ctx, live, seen.events, state, again)

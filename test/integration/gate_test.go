@@ -244,6 +244,18 @@ func TestAgentLife(t *testing.T) {
 		t.Errorf("counts %+v", c.Status.EBPF)
 	}
 
+	// Of a node whose agent has ended, nothing is at work.
+	g.detached(agentNodes[0])
+	g.eventually("a detached node serves nothing", func() error {
+		c, is := g.status("asks", v1alpha1.ConditionEBPFReady)
+		if is.Reason != v1alpha1.ReasonProgressing || !strings.HasPrefix(is.Message, "no node agent has reported from 1 node yet: gate-1") || c.Status.EBPF.AttachedPods != 0 {
+			return fmt.Errorf("status %+v", c.Status)
+		}
+		return nil
+	})
+	g.tell(agentNodes[0], func(s *v1alpha1.EBPFNodeStatus) { s.Conditions = nil })
+	g.expectCondition("asks", v1alpha1.ConditionEBPFReady, attached)
+
 	g.respec("asks", func(s *spec) { s.EBPFConfig.L4Firewall.DefaultAction = v1alpha1.FirewallActionBlock })
 	g.expectCondition("asks", v1alpha1.ConditionEBPFReady, "False Progressing: waiting for 1 node agent: gate-1")
 	config.Generation++

@@ -272,6 +272,9 @@ func deployAgents(t *testing.T, c client.Client) {
 		t.Fatal(err)
 	}
 	await(t, "the edit is undone", func() bool { return read() && !set.Spec.Template.Spec.HostPID })
+	await(t, "OLM is told of the roll-out, which nobody carries out here", func() bool {
+		return upgradeable(t, c) == `False AgentsChanging: DaemonSet "podconfigmap-controller-agent" is being rolled out`
+	})
 	node := &v1alpha1.EBPFNode{ObjectMeta: metav1.ObjectMeta{Namespace: system, Name: "node-1"}}
 	if err := c.Create(t.Context(), node); err != nil {
 		t.Fatal(err)
@@ -288,6 +291,28 @@ func removeAgents(t *testing.T, c client.Client) {
 		return c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: agent}, &appsv1.DaemonSet{}) != nil &&
 			c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: "node-1"}, &v1alpha1.EBPFNode{}) != nil
 	})
+	await(t, "OLM may upgrade", func() bool {
+		return upgradeable(t, c) == "True Ready: nothing is under way that an upgrade would disturb"
+	})
+}
+
+// upgradeable is what the manager told OLM.
+func upgradeable(t *testing.T, c client.Client) string {
+	t.Helper()
+	operator := olm()[1]
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(operator), operator); err != nil {
+		t.Fatal(err)
+	}
+	conditions, _, err := unstructured.NestedSlice(operator.Object, "spec", "conditions")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range conditions {
+		if is := one.(map[string]any); is["type"] == "Upgradeable" {
+			return fmt.Sprintf("%v %v: %v", is["status"], is["reason"], is["message"])
+		}
+	}
+	return ""
 }
 
 // olm is what the Operator Lifecycle Manager would have made.
