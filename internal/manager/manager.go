@@ -33,6 +33,8 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/controllers/subsystem"
 	"github.com/podconfigmap/podconfigmap-controller/internal/ledger"
 	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
+	"github.com/podconfigmap/podconfigmap-controller/internal/patientwatch"
+	"github.com/podconfigmap/podconfigmap-controller/internal/quietstop"
 	"github.com/podconfigmap/podconfigmap-controller/internal/settings"
 	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 	"github.com/podconfigmap/podconfigmap-controller/internal/version"
@@ -78,7 +80,7 @@ func newManager(ctx context.Context, config *rest.Config, s *settings.Settings) 
 	config.UserAgent = "podconfigmap-controller/" + version.Version
 	// API Priority and Fairness is the limit; a client's own would only add to it.
 	config.QPS = -1
-	config.Wrap(newPatientWatches)
+	config.Wrap(patientwatch.New)
 	scheme := runtime.NewScheme()
 	if err := errors.Join(corev1.AddToScheme(scheme), appsv1.AddToScheme(scheme), operatorsv2.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("building the scheme: %w", err)
@@ -86,7 +88,7 @@ func newManager(ctx context.Context, config *rest.Config, s *settings.Settings) 
 	shutdown := shutdownTimeout
 	options := ctrl.Options{
 		Scheme:                  scheme,
-		Logger:                  withQuietStop(ctx),
+		Logger:                  quietstop.Logger(ctx),
 		Metrics:                 metricsserver.Options{BindAddress: s.MetricsAddr},
 		HealthProbeBindAddress:  s.HealthProbeAddr,
 		GracefulShutdownTimeout: &shutdown,

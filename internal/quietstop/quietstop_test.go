@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package manager
+package quietstop
 
 import (
 	"context"
@@ -46,8 +46,8 @@ func TestQuietStop(t *testing.T) {
 			if tc.stopping {
 				cancel()
 			}
-			withQuietStop(ctx).WithName("a").WithValues("k", "v").Error(tc.err, "it ended", "k2", "v2")
-			got := regexp.MustCompile(`(?s)^([IE]).* stop_test\.go:\d+\] "(a: )?(.*?)".*`).ReplaceAllString(out.String(), "$1 $3")
+			Logger(ctx).WithName("a").WithValues("k", "v").Error(tc.err, "it ended", "k2", "v2")
+			got := regexp.MustCompile(`(?s)^([IE]).* quietstop_test\.go:\d+\] "(a: )?(.*?)".*`).ReplaceAllString(out.String(), "$1 $3")
 			if got != tc.want {
 				t.Errorf("logged %q (%q), want %q", got, out.String(), tc.want)
 			}
@@ -64,9 +64,9 @@ func TestQuietStopIsForErrors(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(klog.NewContext(context.Background(), logger))
 	cancel()
-	withQuietStop(ctx).Info("note", "err", context.Canceled)
-	logging.Warning(withQuietStop(ctx), "hidden", "err", context.Canceled)
-	logging.Warning(withQuietStop(ctx), "shown", "err", context.DeadlineExceeded)
+	Logger(ctx).Info("note", "err", context.Canceled)
+	logging.Warning(Logger(ctx), "hidden", "err", context.Canceled)
+	logging.Warning(Logger(ctx), "shown", "err", context.DeadlineExceeded)
 	if got := out.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, `"note"`) || !strings.Contains(got, `"shown"`) {
 		t.Errorf("logged %q", got)
 	}

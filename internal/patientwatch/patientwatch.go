@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package manager
+// Package patientwatch makes watches outlast an API server that is away.
+package patientwatch
 
 import (
 	"errors"
@@ -23,7 +24,8 @@ type patientWatches struct {
 	first time.Duration // between tries; it doubles twice
 }
 
-func newPatientWatches(next http.RoundTripper) http.RoundTripper {
+// New wraps a transport.
+func New(next http.RoundTripper) http.RoundTripper {
 	return &patientWatches{next: next, first: 500 * time.Millisecond}
 }
 

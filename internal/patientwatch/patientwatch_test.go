@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package manager
+package patientwatch
 
 import (
 	"context"
@@ -54,7 +54,7 @@ func TestPatientWatches(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				server := tc.server
 				began := time.Now()
-				response, err := newPatientWatches(&server).RoundTrip(request(t.Context(), t, tc.url))
+				response, err := New(&server).RoundTrip(request(t.Context(), t, tc.url))
 				took := time.Since(began)
 				if server.asked != tc.asked || took < tc.atLeast || took > tc.atMost {
 					t.Errorf("asked %d times in %v, want %d in %v to %v", server.asked, took, tc.asked, tc.atLeast, tc.atMost)
@@ -75,7 +75,7 @@ func TestPatientWatchesEndWithTheirContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		began := time.Now()
-		_, err := newPatientWatches(&broken{failures: 1000}).RoundTrip(request(ctx, t, "https://api/api/v1/pods?watch=true"))
+		_, err := New(&broken{failures: 1000}).RoundTrip(request(ctx, t, "https://api/api/v1/pods?watch=true"))
 		if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took != 10*time.Second {
 			t.Errorf("after %v: %v", took, err)
 		}

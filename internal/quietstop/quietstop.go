@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package manager
+// Package quietstop keeps a clean stop out of the log of errors.
+package quietstop
 
 import (
 	"context"
@@ -26,7 +27,8 @@ type quietStop struct {
 // which has no type.
 const leadershipLost = "leader election lost"
 
-func withQuietStop(ctx context.Context) logr.Logger {
+// Logger returns the context's logger, quiet once the context has ended.
+func Logger(ctx context.Context) logr.Logger {
 	return logr.FromSlogHandler(quietStop{
 		Handler:  logr.ToSlogHandler(klog.FromContext(ctx)),
 		stopping: func() bool { return ctx.Err() != nil },
