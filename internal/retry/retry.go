@@ -54,8 +54,18 @@ func (b *Backoff) Failed(object types.NamespacedName, err error) (wait time.Dura
 		return min(b.unreachable.When(object), b.resync), false
 	}
 	b.unreachable.Forget(object)
+	return b.count(object, apifailure.Classify(err) == apifailure.Conflict)
+}
+
+// Refused counts a failure that is no call's to the API server, such as the
+// kernel's; it tells the same as Failed.
+func (b *Backoff) Refused(object types.NamespacedName) (wait time.Duration, exhausted bool) {
+	return b.count(object, false)
+}
+
+func (b *Backoff) count(object types.NamespacedName, soon bool) (wait time.Duration, exhausted bool) {
 	wait = b.failures.When(object)
-	if apifailure.Classify(err) != apifailure.Conflict {
+	if !soon {
 		wait *= slower
 	}
 	if b.failures.NumRequeues(object) >= b.most {

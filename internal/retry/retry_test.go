@@ -69,3 +69,21 @@ func TestNoWaitIsLongerThanTheResync(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatIsRefusedElsewhereIsCounted(t *testing.T) {
+	const resync = time.Minute
+	b := New(3, resync)
+	object := types.NamespacedName{Name: "a"}
+	for i, want := range []struct {
+		wait      time.Duration
+		exhausted bool
+	}{{500 * time.Millisecond, false}, {time.Second, false}, {resync, true}, {resync, true}} {
+		if wait, exhausted := b.Refused(object); wait != want.wait || exhausted != want.exhausted {
+			t.Errorf("failure %d: %v, %t; want %v, %t", i, wait, exhausted, want.wait, want.exhausted)
+		}
+	}
+	b.Succeeded(object)
+	if wait, exhausted := b.Refused(object); wait != 500*time.Millisecond || exhausted {
+		t.Errorf("after a success: %v, %t", wait, exhausted)
+	}
+}

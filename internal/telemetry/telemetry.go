@@ -62,6 +62,16 @@ func (f *Factory) Histogram(name, help string, buckets []float64, labels ...stri
 	return v
 }
 
+// Collector registers a collector that makes its metrics itself; the names of
+// the definitions lack the Prefix.
+func (f *Factory) Collector(c prometheus.Collector, definitions ...Definition) {
+	f.registerer.MustRegister(c)
+	for _, d := range definitions {
+		d.Name = Prefix + d.Name
+		f.Definitions = append(f.Definitions, d)
+	}
+}
+
 // Reconciliation are the metrics that every controller moves.
 type Reconciliation struct {
 	durations *prometheus.HistogramVec

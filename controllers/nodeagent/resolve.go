@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeagent
+
+import (
+	"slices"
+	"time"
+
+	"github.com/podconfigmap/podconfigmap-controller/ebpf/l4firewall"
+	"github.com/podconfigmap/podconfigmap-controller/ebpf/syscallcount"
+	"github.com/podconfigmap/podconfigmap-controller/internal/syscalls"
+)
+
+// wanted is what the configs of its namespace want for one pod.
+type wanted struct {
+	// syscalls is nil where no config wants them counted.
+	syscalls *syscallcount.Settings
+	// rules are the firewall's, one entry a config; none where none wants one.
+	rules []l4firewall.Rules
+	// export is how old exported counters may be; 0 where they are not exported.
+	export time.Duration
+	// sources are the configs that want a program, in the order of their names.
+	sources []*Config
+}
+
+// any tells whether a program is wanted.
+func (w *wanted) any() bool { return w.syscalls != nil || len(w.rules) > 0 }
+
+// numbering gives the numbers of system calls by name.
+type numbering map[string]uint16
+
+// newNumbering reads the table of an architecture, named as in runtime.GOARCH.
+func newNumbering(arch string) numbering {
+	n := numbering{}
+	for number, name := range syscalls.ByNumber(arch) {
+		if number < syscallcount.Numbers {
+			n[name] = uint16(number)
+		}
+	}
+	return n
+}
+
+// resolve composes what the configs want for a pod: names of system calls are
+// united, rules stand side by side, any export wins with the shortest interval.
+// A pod that is over, or nil, gets nothing. It is pure.
+func (n numbering) resolve(pod *Pod, configs []*Config) wanted {
+	var w wanted
+	if pod == nil || pod.Over {
+		return w
+	}
+	var names []string
+	all := false
+	for _, c := range configs {
+		if !c.selector.Matches(pod.Labels) {
+			continue
+		}
+		if c.export > 0 && (w.export == 0 || c.export < w.export) {
+			w.export = c.export
+		}
+		if c.firewall != nil {
+			w.rules = append(w.rules, *c.firewall)
+		}
+		if c.syscalls != nil {
+			if w.syscalls == nil {
+				w.syscalls = &syscallcount.Settings{}
+			}
+			w.syscalls.PerPID = w.syscalls.PerPID || c.syscalls.perPID
+			all = all || len(c.syscalls.names) == 0
+			names = append(names, c.syscalls.names...)
+		}
+		if c.firewall != nil || c.syscalls != nil {
+			w.sources = append(w.sources, c)
+		}
+	}
+	if w.syscalls != nil && !all {
+		w.syscalls.Numbers = n.numbers(names)
+	}
+	return w
+}
+
+// numbers are ascending, and never nil: names that this architecture lacks
+// count nothing, where nil would count all.
+func (n numbering) numbers(names []string) []uint16 {
+	numbers := []uint16{}
+	for _, name := range names {
+		if number, known := n[name]; known {
+			numbers = append(numbers, number)
+		}
+	}
+	slices.Sort(numbers)
+	return slices.Compact(numbers)
+}
