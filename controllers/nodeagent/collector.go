@@ -138,7 +138,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		out <- counter(flowEvictions, c.evictions)
 	}
 	if slots := c.from.Slots; slots != nil {
-		out <- gauge(slotsTotal, float64(c.from.SlotCount))
+		out <- gauge(slotsTotal, float64(slots.Len()))
 		out <- gauge(slotsUsed, float64(len(slots.All())))
 	}
 }

@@ -21,6 +21,7 @@ type Config struct {
 	Namespace, Name string
 	UID             types.UID
 	Generation      int64
+	ResourceVersion string
 
 	selector labels.Selector
 	syscalls *syscallWish
@@ -40,13 +41,13 @@ var alsoSelects = map[string][]string{"open": {"openat", "openat2"}, "accept": {
 
 // Compile reads a config.
 func Compile(pcmc *v1alpha1.PodConfigMapConfig) *Config {
-	c := &Config{Namespace: pcmc.Namespace, Name: pcmc.Name, UID: pcmc.UID, Generation: pcmc.Generation}
+	c := &Config{Namespace: pcmc.Namespace, Name: pcmc.Name, UID: pcmc.UID, Generation: pcmc.Generation, ResourceVersion: pcmc.ResourceVersion}
 	var err error
 	if c.selector, err = metav1.LabelSelectorAsSelector(pcmc.Spec.LabelSelector()); err != nil {
 		c.selector = labels.Nothing() // the CRD's schema refuses these
 	}
 	e := pcmc.Spec.EBPFConfig
-	if e == nil {
+	if e == nil || pcmc.DeletionTimestamp != nil {
 		return c
 	}
 	if s := e.SyscallMonitoring; s != nil && s.Enabled {
@@ -83,6 +84,11 @@ func portNumbers(ports []v1alpha1.Port) []uint16 {
 // Key is the config's namespace and name.
 func (c *Config) Key() types.NamespacedName {
 	return types.NamespacedName{Namespace: c.Namespace, Name: c.Name}
+}
+
+// GetObjectMeta lets informers find the object's key; it allocates.
+func (c *Config) GetObjectMeta() metav1.Object {
+	return &metav1.ObjectMeta{Namespace: c.Namespace, Name: c.Name, UID: c.UID, ResourceVersion: c.ResourceVersion}
 }
 
 // asks tells whether the config wants anything of the agent.

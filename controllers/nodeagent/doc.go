@@ -9,3 +9,9 @@
 // what concerns all pods at once, such as a config's change, is handed to the
 // kernel in one go.
 package nodeagent
+
+// What the agent's assembly (internal/agent) asks when it stops: whether its
+// DaemonSet is to go.
+//
+// +kubebuilder:rbac:groups=apps,resources=daemonsets,verbs=get,namespace=system
+// +kubebuilder:rbac:groups="",resources=pods,verbs=get,namespace=system

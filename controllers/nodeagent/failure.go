@@ -75,7 +75,7 @@ func (f *failure) same(other *failure) bool {
 }
 
 func classify(err error) ErrorType {
-	var full podslots.ErrFull
+	var full *podslots.FullError
 	var unsupported *kernelfeature.Unsupported
 	var errno syscall.Errno
 	switch {

@@ -4,7 +4,6 @@ package nodeagent
 
 import (
 	"sync"
-	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -68,11 +67,6 @@ func (i *intake) look(uids ...types.UID) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.mark(uids...)
-}
-
-// lookLater has a pod looked at after a while.
-func (i *intake) lookLater(uid types.UID, wait time.Duration) {
-	time.AfterFunc(wait, func() { i.look(uid) })
 }
 
 func (i *intake) markNamespace(namespace string) {

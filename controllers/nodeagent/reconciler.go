@@ -15,6 +15,7 @@ import (
 
 	"github.com/podconfigmap/podconfigmap-controller/ebpf/l4firewall"
 	"github.com/podconfigmap/podconfigmap-controller/ebpf/syscallcount"
+	"github.com/podconfigmap/podconfigmap-controller/internal/podcgroup"
 	"github.com/podconfigmap/podconfigmap-controller/internal/retry"
 )
 
@@ -27,6 +28,8 @@ type Slots interface {
 	Take(uid types.UID) (uint32, error)
 	Release(uid types.UID) error
 	All() map[types.UID]uint32
+	// Len is how many there are.
+	Len() uint32
 }
 
 // Counter counts the system calls of pods.
@@ -58,13 +61,12 @@ type Cgroups interface {
 type Options struct {
 	// Slots, Counter, Firewall and Cgroups are nil where the node lacks what they
 	// need; without Slots or Cgroups no pod is served.
-	Slots     Slots
-	SlotCount uint32
-	Counter   Counter
-	Firewall  Firewall
-	Cgroups   Cgroups
-	Events    events.EventRecorder
-	Metrics   *Metrics
+	Slots    Slots
+	Counter  Counter
+	Firewall Firewall
+	Cgroups  Cgroups
+	Events   events.EventRecorder
+	Metrics  *Metrics
 	// MaxRetries is how many failures in a row a pod may have before it is
 	// retried at the ResyncPeriod only.
 	MaxRetries   int
@@ -122,16 +124,14 @@ func NewReconciler(o Options) *Reconciler {
 func (r *Reconciler) CaughtUp() bool { return r.caughtUp.Load() }
 
 // CgroupChanged is to be called when a pod's cgroup came or went.
-func (r *Reconciler) CgroupChanged(uid types.UID) { r.intake.look(uid) }
+func (r *Reconciler) CgroupChanged(e podcgroup.Event) { r.intake.look(e.UID) }
 
-// Run works until the context ends. It begins when first is closed: when the
-// first lists of pods and configs and the first scan of cgroups are complete.
-// Before that nothing may be concluded from what is absent.
-func (r *Reconciler) Run(ctx context.Context, first <-chan struct{}) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-first:
+// Run works until the context ends. It begins when first returns: when the first
+// lists of pods and configs and the first scan of cgroups are complete. Before
+// that nothing may be concluded from what is absent.
+func (r *Reconciler) Run(ctx context.Context, first func(context.Context) error) error {
+	if err := first(ctx); err != nil {
+		return nil // the context has ended
 	}
 	if err := r.adopt(); err != nil {
 		return err

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"text/template"
 
+	"github.com/podconfigmap/podconfigmap-controller/controllers/nodeagent"
+	"github.com/podconfigmap/podconfigmap-controller/internal/agent"
 	"github.com/podconfigmap/podconfigmap-controller/internal/apifailure"
 	"github.com/podconfigmap/podconfigmap-controller/internal/manager"
 	"github.com/podconfigmap/podconfigmap-controller/internal/podtemplate"
@@ -36,7 +38,10 @@ type facts struct {
 	Variables  []settings.Variable
 	Metrics    []telemetry.Definition
 	ErrorTypes []apifailure.Type
-	Functions  []group
+	// AgentMetrics and AgentErrorTypes are those of the node agent.
+	AgentMetrics    []telemetry.Definition
+	AgentErrorTypes []nodeagent.ErrorType
+	Functions       []group
 }
 
 func main() {
@@ -66,7 +71,8 @@ func write(folder string) error {
 }
 
 func collect() facts {
-	f := facts{Variables: settings.Variables(), Metrics: manager.Metrics(), ErrorTypes: apifailure.Types()}
+	f := facts{Variables: settings.Variables(), Metrics: manager.Metrics(), ErrorTypes: apifailure.Types(),
+		AgentMetrics: agent.Metrics(), AgentErrorTypes: nodeagent.ErrorTypes()}
 	for _, function := range podtemplate.Functions() {
 		at := slices.IndexFunc(f.Functions, func(g group) bool { return g.Name == function.Group })
 		if at < 0 {

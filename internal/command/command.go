@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"github.com/podconfigmap/podconfigmap-controller/internal/agent"
 	"github.com/podconfigmap/podconfigmap-controller/internal/logging"
 	"github.com/podconfigmap/podconfigmap-controller/internal/manager"
 	"github.com/podconfigmap/podconfigmap-controller/internal/settings"
@@ -32,7 +33,7 @@ func New() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newManager(), newRender())
+	root.AddCommand(newManager(), newAgent(), newRender())
 	return root
 }
 
@@ -49,8 +50,40 @@ func newManager() *cobra.Command {
 	}
 }
 
+func newAgent() *cobra.Command {
+	cleanup := false
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the node agent; its settings are environment variables (docs/settings.md)",
+		Long: `Run the node agent: bring the eBPF programs that PodConfigMapConfigs ask for to
+the pods of the node NODE_NAME. The programs stay in the kernel when the agent
+ends, unless its DaemonSet is being deleted or gone. Its settings are environment
+variables (docs/settings.md); NODE_NAME and POD_NAMESPACE have to be set.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+			defer stop()
+			return runAgent(ctx, cleanup)
+		},
+	}
+	cmd.Flags().BoolVar(&cleanup, "cleanup", false, "take away everything that agents left on the node, report it, and wait to be stopped")
+	return cmd
+}
+
 func runManager(ctx context.Context) error {
-	s, err := settings.Load()
+	return start(ctx, settings.Load, manager.Run)
+}
+
+func runAgent(ctx context.Context, cleanup bool) error {
+	if cleanup {
+		return start(ctx, settings.LoadAgent, agent.Cleanup)
+	}
+	return start(ctx, settings.LoadAgent, agent.Run)
+}
+
+// start sets up what every mode needs.
+func start(ctx context.Context, load func() (*settings.Settings, error), mode func(context.Context, *rest.Config, *settings.Settings) error) error {
+	s, err := load()
 	if err != nil {
 		return err
 	}
@@ -65,7 +98,7 @@ func runManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return manager.Run(klog.NewContext(ctx, logger), config, s)
+	return mode(klog.NewContext(ctx, logger), config, s)
 }
 
 // clusterConfig reads the kubeconfig files, or without any the ServiceAccount of
