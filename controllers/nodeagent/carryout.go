@@ -48,7 +48,6 @@ type job struct {
 	do       plan
 	failures map[Program]*failure // of this look
 	vanished bool                 // its cgroup went meanwhile
-	freed    bool                 // a slot has become free
 }
 
 func (j *job) failed(program Program, err error) {
@@ -126,7 +125,7 @@ func (r *Reconciler) refused(j *job, program Program, err error) {
 
 // flip gives attached pods their new rules, all in one go: they cost the kernel
 // one wait together.
-func (r *Reconciler) flip(jobs []*job) {
+func (r *Reconciler) flip(ctx context.Context, jobs []*job) {
 	flips := map[types.UID]*l4firewall.Policy{}
 	for _, j := range jobs {
 		if j.do.flip {
@@ -136,14 +135,14 @@ func (r *Reconciler) flip(jobs []*job) {
 	if len(flips) == 0 {
 		return
 	}
-	err := r.Firewall.SetPolicies(flips)
+	if err := r.Firewall.SetPolicies(flips); err != nil {
+		logging.Warning(klog.FromContext(ctx), "Not every pod has its new rules; trying one by one", "pods", len(flips), "err", err)
+	}
 	for _, j := range jobs {
-		switch {
-		case !j.do.flip:
-		case err == nil:
-			j.rec.held.policy = j.seen.policy()
-		default:
-			r.attach(j) // one by one, to learn which pod it is
+		if j.do.flip {
+			// Also where it worked: rules that now forbid connections need a hook that
+			// others do not, and where it did not, to learn which pod it is.
+			r.attach(j)
 		}
 	}
 }
@@ -158,13 +157,24 @@ func (r *Reconciler) detach(j *job) bool {
 	return true
 }
 
-func (r *Reconciler) unwatch(j *job) bool {
-	if err := r.Counter.Unwatch(j.rec.held.slot); err != nil {
-		j.failed(SyscallCounter, fmt.Errorf("ending the count of system calls: %w", err))
-		return false
+// unwatch ends the counting for pods, which costs the kernel one wait together.
+func (r *Reconciler) unwatch(jobs ...*job) bool {
+	var slots []uint32
+	for _, j := range jobs {
+		slots = append(slots, j.rec.held.slot)
 	}
-	j.rec.held.syscalls, j.rec.held.settings = false, nil
-	return true
+	if len(slots) == 0 {
+		return true
+	}
+	err := r.Counter.Unwatch(slots...)
+	for _, j := range jobs {
+		if err != nil {
+			j.failed(SyscallCounter, fmt.Errorf("ending the count of system calls: %w", err))
+			continue
+		}
+		j.rec.held.syscalls, j.rec.held.settings = false, nil
+	}
+	return err == nil
 }
 
 // settle ends what is not wanted any more, and shows on the board how things
@@ -173,11 +183,20 @@ func (r *Reconciler) unwatch(j *job) bool {
 func (r *Reconciler) settle(jobs []*job) {
 	r.board.mu.Lock()
 	defer r.board.mu.Unlock()
-	freed := false
+	var ended []*job
 	for _, j := range jobs {
 		r.show(j)
-		r.end(j)
-		freed = freed || j.freed
+		if j.do.unwatch && !j.seen.count() {
+			ended = append(ended, j)
+		}
+	}
+	r.unwatch(ended...)
+	freed := false
+	for _, j := range jobs {
+		if j.do.detach && !j.seen.filter() {
+			r.detach(j)
+		}
+		freed = r.release(j) || freed
 		if j.seen.pod == nil && !j.rec.held.taken {
 			delete(r.pods, j.uid)
 		}
@@ -187,22 +206,18 @@ func (r *Reconciler) settle(jobs []*job) {
 	}
 }
 
-func (r *Reconciler) end(j *job) {
-	if j.do.detach && !j.seen.filter() {
-		r.detach(j)
-	}
-	if j.do.unwatch && !j.seen.count() {
-		r.unwatch(j)
-	}
+// release gives the pod's slot back where no program uses it any more.
+func (r *Reconciler) release(j *job) bool {
 	h := &j.rec.held
 	if !j.do.release || h.firewall || h.syscalls {
-		return
+		return false
 	}
 	if err := r.Slots.Release(j.uid); err != nil {
 		j.failed(SyscallCounter, fmt.Errorf("giving back slot %d: %w", h.slot, err))
-		return
+		return false
 	}
-	*h, j.freed = held{}, true
+	*h = held{}
+	return true
 }
 
 // lookAtWaiting has those pods looked at that found no slot.

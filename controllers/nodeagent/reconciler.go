@@ -15,6 +15,7 @@ import (
 
 	"github.com/podconfigmap/podconfigmap-controller/ebpf/l4firewall"
 	"github.com/podconfigmap/podconfigmap-controller/ebpf/syscallcount"
+	"github.com/podconfigmap/podconfigmap-controller/internal/logging"
 	"github.com/podconfigmap/podconfigmap-controller/internal/podcgroup"
 	"github.com/podconfigmap/podconfigmap-controller/internal/retry"
 )
@@ -22,6 +23,10 @@ import (
 // +kubebuilder:rbac:groups="",resources=pods,verbs=list;watch
 // +kubebuilder:rbac:groups=podconfig.example.com,resources=podconfigmapconfigs,verbs=list;watch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+// recheckInterval is how often the agent looks whether the kernel left cgroups
+// out.
+const recheckInterval = time.Minute
 
 // Slots gives every pod that a program serves its slot.
 type Slots interface {
@@ -35,7 +40,9 @@ type Slots interface {
 // Counter counts the system calls of pods.
 type Counter interface {
 	Watch(slot uint32, cgroup string, s syscallcount.Settings) error
-	Unwatch(slot uint32) error
+	Unwatch(slots ...uint32) error
+	// Dropped counts cgroups that could not be registered for lack of space.
+	Dropped() (uint64, error)
 	Watched() map[uint32]bool
 	Read(each func(slot uint32, counts *[syscallcount.Numbers]uint64)) error
 	ReadPIDs(each func(slot, pid uint32, number uint16, count uint64)) error
@@ -87,6 +94,7 @@ type Reconciler struct {
 	pods      map[types.UID]*record
 	caughtUp  atomic.Bool
 	cgroups   cgroupProber
+	dropped   uint64 // cgroups, as far as it was told
 	now       func() time.Time
 }
 
@@ -136,6 +144,8 @@ func (r *Reconciler) Run(ctx context.Context, first func(context.Context) error)
 	if err := r.adopt(); err != nil {
 		return err
 	}
+	recheck := time.NewTicker(recheckInterval)
+	defer recheck.Stop()
 	for {
 		r.work(ctx, r.intake.take())
 		if !r.caughtUp.Swap(true) {
@@ -146,6 +156,32 @@ func (r *Reconciler) Run(ctx context.Context, first func(context.Context) error)
 		case <-ctx.Done():
 			return nil
 		case <-r.intake.wake:
+		case <-recheck.C:
+			r.recheck(ctx)
+		}
+	}
+}
+
+// recheck has every pod watched again where cgroups were left out meanwhile for
+// lack of space: there may be some by now.
+func (r *Reconciler) recheck(ctx context.Context) {
+	if r.Counter == nil {
+		return
+	}
+	dropped, err := r.Counter.Dropped()
+	if err != nil {
+		logging.Warning(klog.FromContext(ctx), "Whether cgroups were left out cannot be read", "err", err)
+		return
+	}
+	if dropped <= r.dropped {
+		return
+	}
+	logging.Warning(klog.FromContext(ctx), "System calls of some cgroups are not counted: their table was full", "cgroups", dropped-r.dropped)
+	r.dropped = dropped
+	for uid, rec := range r.pods {
+		if rec.held.syscalls {
+			rec.held.settings = nil
+			r.intake.look(uid)
 		}
 	}
 }
@@ -209,7 +245,7 @@ func (r *Reconciler) work(ctx context.Context, batch []sighted) {
 	for _, j := range jobs {
 		r.serve(j)
 	}
-	r.flip(jobs)
+	r.flip(ctx, jobs)
 	r.settle(jobs)
 	for _, j := range jobs {
 		r.tell(ctx, j)
