@@ -193,7 +193,7 @@ func RemoveBinary() error {
 	return os.Remove(binary)
 }
 
-// Manager is one running manager process.
+// Manager is one running process of the operator: a manager or a node agent.
 type Manager struct {
 	command         *exec.Cmd
 	log             *lockedBuffer
@@ -210,6 +210,19 @@ func (c *Cluster) StartManager(extra map[string]string) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	maps.Copy(environ, extra)
+	return c.start(environ, "manager")
+}
+
+// StartAgent starts a node agent process with the given settings, and arguments
+// beyond "agent". It does not wait until it is ready.
+func (c *Cluster) StartAgent(environ map[string]string, args ...string) (*Manager, error) {
+	return c.start(environ, append([]string{"agent"}, args...)...)
+}
+
+// start starts the operator as an administrator, unless the environment has a
+// KUBECONFIG.
+func (c *Cluster) start(environ map[string]string, args ...string) (*Manager, error) {
 	binary, err := build()
 	if err != nil {
 		return nil, err
@@ -221,16 +234,16 @@ func (c *Cluster) StartManager(extra map[string]string) (*Manager, error) {
 	if m.probes, err = freeAddress(); err != nil {
 		return nil, err
 	}
-	environ["KUBECONFIG"], environ["METRICS_ADDR"], environ["HEALTH_PROBE_ADDR"] = c.Kubeconfig(), m.metrics, m.probes
-	maps.Copy(environ, extra)
-	m.command = exec.Command(binary, "manager")
+	all := map[string]string{"KUBECONFIG": c.Kubeconfig(), "METRICS_ADDR": m.metrics, "HEALTH_PROBE_ADDR": m.probes}
+	maps.Copy(all, environ)
+	m.command = exec.Command(binary, args...)
 	m.command.Stdout, m.command.Stderr = m.log, m.log
 	m.command.Env = []string{"HOME=" + os.Getenv("HOME"), "PATH=" + os.Getenv("PATH"), "GOCOVERDIR=" + os.Getenv("GOCOVERDIR")}
-	for name, value := range environ {
+	for name, value := range all {
 		m.command.Env = append(m.command.Env, name+"="+value)
 	}
 	if err := controlplane.StartChild(m.command); err != nil {
-		return nil, fmt.Errorf("starting a manager: %w", err)
+		return nil, fmt.Errorf("starting the operator as %v: %w", args, err)
 	}
 	go func() {
 		m.exitErr = m.command.Wait()
@@ -250,7 +263,7 @@ func (m *Manager) WaitReady(ctx context.Context) error {
 		return m.probe(ctx) == nil, nil
 	})
 	if err != nil {
-		return fmt.Errorf("waiting until the manager is ready: %w\n%s", err, m.LogTail(20))
+		return fmt.Errorf("waiting until it is ready: %w\n%s", err, m.LogTail(20))
 	}
 	return nil
 }
@@ -316,7 +329,7 @@ func (m *Manager) end(signal syscall.Signal) error {
 	case <-m.exited:
 		return nil
 	case <-time.After(Patience):
-		return errors.Join(fmt.Errorf("the manager did not end within %v of %v", Patience, signal), m.command.Process.Kill())
+		return errors.Join(fmt.Errorf("it did not end within %v of %v", Patience, signal), m.command.Process.Kill())
 	}
 }
 
