@@ -81,7 +81,7 @@ func (w *world) end() {
 	}
 	w.lookThroughLog()
 	if w.t.Failed() {
-		w.t.Logf("the agent's log ends with\n%s", w.agent.LogTail(60))
+		w.t.Logf("the agent's log ends with\n%s", w.agent.LogTail(25))
 	}
 }
 
