@@ -17,7 +17,6 @@ import (
 	"testing"
 
 	"github.com/go-logr/logr"
-	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -88,20 +87,27 @@ func giveRights(ctx context.Context, c *harness.Cluster) error {
 		return err
 	}
 	local.Namespace = operators
-	agents := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: operators, Name: account}}
 	everywhere := &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: cluster.Name}, Subjects: agents,
+		ObjectMeta: metav1.ObjectMeta{Name: cluster.Name}, Subjects: agents(),
 		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: cluster.Name},
 	}
-	here := &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Namespace: operators, Name: local.Name}, Subjects: agents,
-		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: local.Name},
-	}
 	if err := errors.Join(c.Client.Create(ctx, cluster), c.Client.Create(ctx, local),
-		c.Client.Create(ctx, everywhere), c.Client.Create(ctx, here)); err != nil {
+		c.Client.Create(ctx, everywhere), c.Client.Create(ctx, localBinding())); err != nil {
 		return fmt.Errorf("giving the agents their rights: %w", err)
 	}
 	return nil
+}
+
+func agents() []rbacv1.Subject {
+	return []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: operators, Name: account}}
+}
+
+// localBinding gives the agents their rights in the operator's namespace.
+func localBinding() *rbacv1.RoleBinding {
+	return &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: operators, Name: "agent-role"}, Subjects: agents(),
+		RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "agent-role"},
+	}
 }
 
 func readRole(kind string, into any) error {
@@ -152,5 +158,3 @@ func skipShort(t *testing.T) {
 		t.Skip("-short: this needs a control plane, root and cgroup v2")
 	}
 }
-
-var _ = corev1.Pod{}

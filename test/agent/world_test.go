@@ -19,6 +19,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	dto "github.com/prometheus/client_model/go"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -63,7 +64,7 @@ func newWorld(t *testing.T, c *harness.Cluster, pods int) *world {
 	must(t, kubeconfig(t.Context(), c, file))
 	w.environ = map[string]string{
 		"KUBECONFIG": file, "NODE_NAME": w.name, "POD_NAMESPACE": operators,
-		"CGROUP_ROOT": w.node.Root(), "BPFFS_ROOT": w.pins(), "LOG_LEVEL": "debug",
+		"CGROUP_ROOT": w.node.Root(), "BPFFS_ROOT": w.pins(),
 	}
 	t.Cleanup(w.end)
 	return w
@@ -356,7 +357,10 @@ type remains struct {
 func (w *world) pinned() *remains {
 	w.t.Helper()
 	r := &remains{}
-	must(w.t, filepath.WalkDir(w.node.BPFFS(), func(path string, d fs.DirEntry, err error) error {
+	must(w.t, filepath.WalkDir(filepath.Dir(w.pins()), func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -441,3 +445,21 @@ func (w *world) condition(name string) *metav1.Condition {
 func (p *pod) at(port int) string { return fmt.Sprintf("%s:%d", p.IPv4(), port) }
 
 func background(t *testing.T) context.Context { return context.WithoutCancel(t.Context()) }
+
+// key names an object of the operator's namespace.
+func key(name string) client.ObjectKey { return client.ObjectKey{Namespace: operators, Name: name} }
+
+// restore undoes what tests do to the operator's namespace.
+func restore(t *testing.T) {
+	t.Helper()
+	ctx := background(t)
+	var sets appsv1.DaemonSetList
+	must(t, shared.Client.List(ctx, &sets, client.InNamespace(operators)))
+	for i := range sets.Items {
+		set := &sets.Items[i]
+		set.Finalizers = nil
+		must(t, client.IgnoreNotFound(shared.Client.Update(ctx, set)))
+		must(t, client.IgnoreNotFound(shared.Client.Delete(ctx, set)))
+	}
+	must(t, client.IgnoreAlreadyExists(shared.Client.Create(ctx, localBinding())))
+}
