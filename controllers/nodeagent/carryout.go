@@ -33,8 +33,7 @@ const (
 	// was attached, should no event tell of it.
 	vanishedLook = time.Second
 
-	// eventAction is the action that Events on pods name, eventReason their reason.
-	eventAction = "AttachPrograms"
+	// eventReason is the reason of Events on pods.
 	eventReason = "EBPFAttachFailed"
 )
 
@@ -373,7 +372,9 @@ func (r *Reconciler) warn(pod *Pod, f *failure) {
 		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.ObjectUID},
 	}
 	note := fmt.Sprintf("%s: %v", f.program, f.err)
-	r.Events.Eventf(object, nil, corev1.EventTypeWarning, eventReason, eventAction, "%s", eventnote.Shorten(note, eventnote.MaxBytes))
+	// Events of one action are joined, and keep the first one's note.
+	action := fmt.Sprintf("Attach:%s:%s", f.program, f.why)
+	r.Events.Eventf(object, nil, corev1.EventTypeWarning, eventReason, action, "%s", eventnote.Shorten(note, eventnote.MaxBytes))
 }
 
 // cgroupProber looks at cgroup directories.

@@ -208,7 +208,7 @@ func (w *Writer) tellUnsupported(status *v1alpha1.EBPFNodeStatus) {
 	object.UID = w.uid
 	for _, f := range status.Features {
 		if !f.Supported {
-			w.Events.Eventf(object, nil, corev1.EventTypeWarning, "FeatureUnsupported", "ProbeFeatures", "%s",
+			w.Events.Eventf(object, nil, corev1.EventTypeWarning, "FeatureUnsupported", "Probe"+string(f.Name), "%s", // one action each, or they would be joined
 				eventnote.Shorten(fmt.Sprintf("%s is not supported on node %s: %s", f.Name, w.Node, f.Reason), eventnote.MaxBytes))
 		}
 	}

@@ -51,7 +51,7 @@ func openNode(ctx context.Context, s *settings.Settings, slots uint32) (*node, e
 	}{
 		{v1alpha1.FeatureSyscallCounter, func() error { return n.openCounter(s.EffectiveBPFFSRoot()) }},
 		{v1alpha1.FeatureL4Firewall, func() error { return n.openFirewall(s.EffectiveBPFFSRoot()) }},
-		{v1alpha1.FeatureConnectDenied, l4firewall.ProbeConnectDenied},
+		{v1alpha1.FeatureConnectDenied, n.probeConnectDenied},
 	} {
 		err := ground
 		if err == nil {
@@ -62,7 +62,7 @@ func openNode(ctx context.Context, s *settings.Settings, slots uint32) (*node, e
 		}
 		feature := v1alpha1.EBPFNodeFeature{Name: f.name, Supported: err == nil}
 		if err != nil {
-			feature.Reason = reasonOf(err)
+			feature.Reason = reasonOf(explainRights(err))
 			logging.Warning(klog.FromContext(ctx), "The node does not support a feature", "feature", f.name, "reason", feature.Reason)
 		}
 		n.facts.Features = append(n.facts.Features, feature)
@@ -113,6 +113,14 @@ func (n *node) openFirewall(dir string) error {
 	return nil
 }
 
+// probeConnectDenied asks for what is a part of the firewall.
+func (n *node) probeConnectDenied() error {
+	if n.firewall == nil {
+		return errors.New("it is a part of L4Firewall, which is not supported")
+	}
+	return l4firewall.ProbeConnectDenied()
+}
+
 // close lets go of everything; what is pinned stays.
 func (n *node) close() error {
 	var errs []error
@@ -156,9 +164,8 @@ func (n *node) serve(o *nodeagent.Options) {
 
 // reasonOf is what a report says of an error: the feature is named beside it.
 func reasonOf(err error) string {
-	var unsupported *kernelfeature.Unsupported
 	reason := err.Error()
-	if errors.As(err, &unsupported) {
+	if unsupported, ok := err.(*kernelfeature.Unsupported); ok { //nolint:errorlint // what wraps it says more
 		reason = unsupported.Reason
 		if unsupported.Remedy != "" {
 			reason += "; " + unsupported.Remedy

@@ -34,7 +34,7 @@ import (
 
 // patience is how long anything may take: many times what it takes on a quiet
 // machine.
-const patience = 90 * time.Second
+const patience = time.Minute
 
 const prefix = "podconfigmap_controller_"
 
@@ -46,7 +46,8 @@ type world struct {
 	name      string // of the node, and of the namespace
 	environ   map[string]string
 	agent     *harness.Manager
-	neverMind bool // what the agent logs is no fault
+	launcher  []string // of the agent, such as setpriv
+	neverMind bool     // what the agent logs is no fault
 }
 
 var worlds atomic.Int32
@@ -100,7 +101,7 @@ func (w *world) begin(extra map[string]string, args ...string) {
 	w.t.Helper()
 	environ := maps.Clone(w.environ)
 	maps.Copy(environ, extra)
-	agent, err := w.cluster.StartAgent(environ, args...)
+	agent, err := w.cluster.StartAgentUnder(w.launcher, environ, args...)
 	must(w.t, err)
 	w.agent = agent
 }

@@ -211,18 +211,24 @@ func (c *Cluster) StartManager(extra map[string]string) (*Manager, error) {
 		return nil, err
 	}
 	maps.Copy(environ, extra)
-	return c.start(environ, "manager")
+	return c.start(environ, nil, "manager")
 }
 
 // StartAgent starts a node agent process with the given settings, and arguments
 // beyond "agent". It does not wait until it is ready.
 func (c *Cluster) StartAgent(environ map[string]string, args ...string) (*Manager, error) {
-	return c.start(environ, append([]string{"agent"}, args...)...)
+	return c.StartAgentUnder(nil, environ, args...)
+}
+
+// StartAgentUnder is StartAgent by way of another program and its arguments,
+// which becomes the agent, such as setpriv.
+func (c *Cluster) StartAgentUnder(launcher []string, environ map[string]string, args ...string) (*Manager, error) {
+	return c.start(environ, launcher, append([]string{"agent"}, args...)...)
 }
 
 // start starts the operator as an administrator, unless the environment has a
 // KUBECONFIG.
-func (c *Cluster) start(environ map[string]string, args ...string) (*Manager, error) {
+func (c *Cluster) start(environ map[string]string, launcher []string, args ...string) (*Manager, error) {
 	binary, err := build()
 	if err != nil {
 		return nil, err
@@ -236,7 +242,8 @@ func (c *Cluster) start(environ map[string]string, args ...string) (*Manager, er
 	}
 	all := map[string]string{"KUBECONFIG": c.Kubeconfig(), "METRICS_ADDR": m.metrics, "HEALTH_PROBE_ADDR": m.probes}
 	maps.Copy(all, environ)
-	m.command = exec.Command(binary, args...)
+	line := slices.Concat(launcher, []string{binary}, args)
+	m.command = exec.Command(line[0], line[1:]...)
 	m.command.Stdout, m.command.Stderr = m.log, m.log
 	m.command.Env = []string{"HOME=" + os.Getenv("HOME"), "PATH=" + os.Getenv("PATH"), "GOCOVERDIR=" + os.Getenv("GOCOVERDIR")}
 	for name, value := range all {
