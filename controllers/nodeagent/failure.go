@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/podconfigmap/podconfigmap-controller/ebpf/podslots"
+	"github.com/podconfigmap/podconfigmap-controller/ebpf/syscallcount"
 	"github.com/podconfigmap/podconfigmap-controller/internal/kernelfeature"
 )
 
@@ -77,10 +78,13 @@ func (f *failure) same(other *failure) bool {
 func classify(err error) ErrorType {
 	var full *podslots.FullError
 	var unsupported *kernelfeature.Unsupported
+	var cgroups *syscallcount.FullError
 	var errno syscall.Errno
 	switch {
 	case errors.As(err, &full):
 		return NoSlot
+	case errors.As(err, &cgroups):
+		return NoSpace
 	case errors.As(err, &unsupported):
 		return NotSupported
 	case errors.Is(err, errNoCgroup):

@@ -163,11 +163,13 @@ func TestCgroupUID(t *testing.T) {
 		change func(*corev1.Pod)
 		want   types.UID
 	}{
-		"a mirror pod":           {func(*corev1.Pod) {}, hash},
-		"no annotation":          {func(p *corev1.Pod) { p.Annotations = nil }, "object"},
-		"of no node":             {func(p *corev1.Pod) { p.OwnerReferences = nil }, "object"},
-		"of another node":        {func(p *corev1.Pod) { p.Spec.NodeName = "m" }, "object"},
-		"claims to be any pod":   {func(p *corev1.Pod) { p.Annotations[corev1.MirrorPodAnnotationKey] = "46c0f7b1-02b7-4eb8-ac70-0c5a77f6ddb4" }, "object"},
+		"a mirror pod":    {func(*corev1.Pod) {}, hash},
+		"no annotation":   {func(p *corev1.Pod) { p.Annotations = nil }, "object"},
+		"of no node":      {func(p *corev1.Pod) { p.OwnerReferences = nil }, "object"},
+		"of another node": {func(p *corev1.Pod) { p.Spec.NodeName = "m" }, "object"},
+		"claims to be any pod": {func(p *corev1.Pod) {
+			p.Annotations[corev1.MirrorPodAnnotationKey] = "46c0f7b1-02b7-4eb8-ac70-0c5a77f6ddb4"
+		}, "object"},
 		"of a controller's kind": {func(p *corev1.Pod) { p.OwnerReferences[0].Kind = "DaemonSet" }, "object"},
 	} {
 		t.Run(name, func(t *testing.T) {
