@@ -251,20 +251,23 @@ func (r *Reconciler) show(j *job) {
 // found.
 func (r *Reconciler) checkCgroup(j *job) {
 	o := &j.seen
-	waits := o.pod != nil && o.pod.Running && o.at.path == "" &&
-		(o.canFilter && len(o.wanted.rules) > 0 || o.canCount && o.wanted.syscalls != nil)
-	switch {
-	case !waits:
+	filter, count := o.canFilter && len(o.wanted.rules) > 0, o.canCount && o.wanted.syscalls != nil
+	runs := o.pod != nil && o.pod.Running && o.at.path == ""
+	if !runs || !filter && !count {
 		j.rec.missing = time.Time{}
-	case j.rec.missing.IsZero():
+		return
+	}
+	if j.rec.missing.IsZero() {
 		j.rec.missing = r.now()
-	case r.now().Sub(j.rec.missing) >= missingTime:
-		if o.canFilter && len(o.wanted.rules) > 0 {
-			j.failed(L4Firewall, errNoCgroup)
-		}
-		if o.canCount && o.wanted.syscalls != nil {
-			j.failed(SyscallCounter, errNoCgroup)
-		}
+	}
+	if r.now().Sub(j.rec.missing) < missingTime {
+		return
+	}
+	if filter {
+		j.failed(L4Firewall, errNoCgroup)
+	}
+	if count {
+		j.failed(SyscallCounter, errNoCgroup)
 	}
 }
 

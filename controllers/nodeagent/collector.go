@@ -175,24 +175,32 @@ func (c *collector) read(readings map[types.UID]*reading) (evictions uint64, err
 			slots[s.slot], perPID = r, perPID || s.perPID
 		}
 	}
-	if f := c.from.Firewall; f != nil {
-		if evictions, err = f.FlowEvictions(); err != nil {
-			return 0, fmt.Errorf("reading the evictions of flows: %w", err)
-		}
-		if len(slots) > 0 {
-			if err := f.Read(func(slot uint32, counters l4firewall.Counters) {
-				if r := slots[slot]; r != nil {
-					r.firewall = counters
-				}
-			}); err != nil {
-				return 0, fmt.Errorf("reading the firewall's counters: %w", err)
-			}
+	if c.from.Firewall != nil {
+		if evictions, err = c.readFirewall(slots); err != nil {
+			return 0, err
 		}
 	}
 	if c.from.Counter == nil || len(slots) == 0 {
 		return evictions, nil
 	}
 	return evictions, c.readSyscalls(slots, perPID)
+}
+
+func (c *collector) readFirewall(slots map[uint32]*reading) (evictions uint64, err error) {
+	if evictions, err = c.from.Firewall.FlowEvictions(); err != nil {
+		return 0, fmt.Errorf("reading the evictions of flows: %w", err)
+	}
+	if len(slots) == 0 {
+		return evictions, nil
+	}
+	if err := c.from.Firewall.Read(func(slot uint32, counters l4firewall.Counters) {
+		if r := slots[slot]; r != nil {
+			r.firewall = counters
+		}
+	}); err != nil {
+		return 0, fmt.Errorf("reading the firewall's counters: %w", err)
+	}
+	return evictions, nil
 }
 
 func (c *collector) readSyscalls(slots map[uint32]*reading, perPID bool) error {
@@ -229,20 +237,25 @@ func (c *collector) collectPod(out chan<- prometheus.Metric, s *standing, r *rea
 		return
 	}
 	if s.counted {
-		for number, count := range r.syscalls {
-			if count > 0 {
-				out <- counter(syscallCount, count, namespace, name, c.name(number), "")
-			}
-		}
-		for _, p := range r.pids {
-			if s.perPID && p.count > 0 {
-				out <- counter(syscallCount, p.count, namespace, name, c.name(int(p.number)), strconv.FormatUint(uint64(p.pid), 10))
-			}
-		}
+		c.collectSyscalls(out, s, r)
 	}
 	if s.filtered {
 		for stat, count := range statistics(&r.firewall) {
 			out <- counter(firewallCount, count, namespace, name, stat)
+		}
+	}
+}
+
+func (c *collector) collectSyscalls(out chan<- prometheus.Metric, s *standing, r *reading) {
+	namespace, name := s.pod.Namespace, s.pod.Name
+	for number, count := range r.syscalls {
+		if count > 0 {
+			out <- counter(syscallCount, count, namespace, name, c.name(number), "")
+		}
+	}
+	for _, p := range r.pids {
+		if s.perPID && p.count > 0 {
+			out <- counter(syscallCount, p.count, namespace, name, c.name(int(p.number)), strconv.FormatUint(uint64(p.pid), 10))
 		}
 	}
 }

@@ -73,21 +73,38 @@ func (o *observation) count() bool  { return o.wanted.syscalls != nil && o.canCo
 
 // makePlan compares what is wanted with what is there. It is pure.
 func makePlan(o *observation) plan {
-	if (o.pod == nil || o.pod.Over) && o.busy && o.overFor < lingerTime {
+	if o.lingers() {
 		return plan{linger: o.held.taken}
 	}
-	h, filter, count := &o.held, o.filter(), o.count()
-	moved := h.at.path != "" && h.at != o.at
-	p := plan{
-		detach:  h.firewall && (!filter || moved),
-		unwatch: h.syscalls && (!count || moved),
-		release: h.taken && !filter && !count,
-	}
-	p.attach = filter && (!h.firewall || moved || h.policy == "" || !slices.Equal(h.own, o.own()))
-	p.flip = filter && !p.attach && h.policy != o.policy()
-	p.watch = count && (!h.syscalls || moved || !reflect.DeepEqual(h.settings, o.wanted.syscalls))
-	p.take = (p.attach || p.watch) && !h.taken
+	p := plan{release: o.held.taken && !o.filter() && !o.count()}
+	o.planFirewall(&p)
+	o.planCounter(&p)
+	p.take = (p.attach || p.watch) && !o.held.taken
 	return p
+}
+
+// lingers tells whether a pod that is gone or over still runs, for now.
+func (o *observation) lingers() bool {
+	return (o.pod == nil || o.pod.Over) && o.busy && o.overFor < lingerTime
+}
+
+// moved tells whether the pod's cgroup is not the one that its programs are on.
+func (o *observation) moved() bool { return o.held.at.path != "" && o.held.at != o.at }
+
+func (o *observation) planFirewall(p *plan) {
+	h, filter := &o.held, o.filter()
+	p.detach = h.firewall && (!filter || o.moved())
+	if !filter {
+		return
+	}
+	p.attach = !h.firewall || o.moved() || h.policy == "" || !slices.Equal(h.own, o.own())
+	p.flip = !p.attach && h.policy != o.policy()
+}
+
+func (o *observation) planCounter(p *plan) {
+	h, count := &o.held, o.count()
+	p.unwatch = h.syscalls && (!count || o.moved())
+	p.watch = count && (!h.syscalls || o.moved() || !reflect.DeepEqual(h.settings, o.wanted.syscalls))
 }
 
 // own are the addresses that are the pod's alone.

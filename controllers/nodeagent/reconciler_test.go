@@ -84,7 +84,7 @@ func newTestBench(t *testing.T, slots map[types.UID]uint32) *testBench {
 		Metrics:    NewMetrics(telemetry.NewFactory(prometheus.NewRegistry()), nil),
 		MaxRetries: 3, ResyncPeriod: time.Hour, Changed: func() {},
 	})
-	b.Reconciler.cgroups = b.groups
+	b.cgroups = b.groups
 	return b
 }
 

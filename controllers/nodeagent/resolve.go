@@ -48,8 +48,7 @@ func (n numbering) resolve(pod *Pod, configs []*Config) wanted {
 	if pod == nil || pod.Over {
 		return w
 	}
-	var names []string
-	all := false
+	var calls []*syscallWish
 	for _, c := range configs {
 		if !c.selector.Matches(pod.Labels) {
 			continue
@@ -61,21 +60,32 @@ func (n numbering) resolve(pod *Pod, configs []*Config) wanted {
 			w.rules = append(w.rules, *c.firewall)
 		}
 		if c.syscalls != nil {
-			if w.syscalls == nil {
-				w.syscalls = &syscallcount.Settings{}
-			}
-			w.syscalls.PerPID = w.syscalls.PerPID || c.syscalls.perPID
-			all = all || len(c.syscalls.names) == 0
-			names = append(names, c.syscalls.names...)
+			calls = append(calls, c.syscalls)
 		}
 		if c.firewall != nil || c.syscalls != nil {
 			w.sources = append(w.sources, c)
 		}
 	}
-	if w.syscalls != nil && !all {
-		w.syscalls.Numbers = n.numbers(names)
-	}
+	w.syscalls = n.unite(calls)
 	return w
+}
+
+// unite makes one setting of what several configs want counted; nil for none.
+func (n numbering) unite(wishes []*syscallWish) *syscallcount.Settings {
+	if len(wishes) == 0 {
+		return nil
+	}
+	s, all := &syscallcount.Settings{}, false
+	var names []string
+	for _, wish := range wishes {
+		s.PerPID = s.PerPID || wish.perPID
+		all = all || len(wish.names) == 0
+		names = append(names, wish.names...)
+	}
+	if !all {
+		s.Numbers = n.numbers(names)
+	}
+	return s
 }
 
 // numbers are ascending, and never nil: names that this architecture lacks
