@@ -53,9 +53,7 @@ func (n numbering) resolve(pod *Pod, configs []*Config) wanted {
 		if !c.selector.Matches(pod.Labels) {
 			continue
 		}
-		if c.export > 0 && (w.export == 0 || c.export < w.export) {
-			w.export = c.export
-		}
+		w.export = shorter(w.export, c.export)
 		if c.firewall != nil {
 			w.rules = append(w.rules, *c.firewall)
 		}
@@ -68,6 +66,14 @@ func (n numbering) resolve(pod *Pod, configs []*Config) wanted {
 	}
 	w.syscalls = n.unite(calls)
 	return w
+}
+
+// shorter is the shorter of two intervals, of which 0 is none.
+func shorter(a, b time.Duration) time.Duration {
+	if a == 0 || b == 0 {
+		return a + b
+	}
+	return min(a, b)
 }
 
 // unite makes one setting of what several configs want counted; nil for none.
