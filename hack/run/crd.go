@@ -14,12 +14,39 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
-const crdName = "podconfigmapconfigs.podconfig.example.com"
+// kind is one of ours.
+type kind struct {
+	name, crd string
+	install   func(context.Context, client.Client) error
+}
 
-// installCRD installs the CRD where there is none, and returns what it made.
-func (s *session) installCRD(ctx context.Context) (*apiextensionsv1.CustomResourceDefinition, error) {
+var (
+	kindConfig = kind{"PodConfigMapConfig", "podconfigmapconfigs.podconfig.example.com", harness.InstallCRD}
+	kindNode   = kind{"EBPFNode", "ebpfnodes.podconfig.example.com", harness.InstallNodeCRD}
+)
+
+// installCRDs installs the CRDs where they lack, and returns what it made.
+func (s *session) installCRDs(ctx context.Context) (created []client.Object, err error) {
+	kinds := []kind{kindConfig}
+	if s.settings.EBPFEnabled {
+		kinds = append(kinds, kindNode)
+	}
+	for _, k := range kinds {
+		s.step("The kind %s", k.name)
+		crd, err := s.installCRD(ctx, k)
+		if err != nil {
+			return created, err
+		}
+		if crd != nil {
+			created = append(created, crd)
+		}
+	}
+	return created, nil
+}
+
+func (s *session) installCRD(ctx context.Context, k kind) (*apiextensionsv1.CustomResourceDefinition, error) {
 	crd := &apiextensionsv1.CustomResourceDefinition{}
-	err := s.client.Get(ctx, client.ObjectKey{Name: crdName}, crd)
+	err := s.client.Get(ctx, client.ObjectKey{Name: k.crd}, crd)
 	switch {
 	case err == nil:
 		s.say("its CRD is there already, and left as it is (make install brings it up to date)")
@@ -27,18 +54,14 @@ func (s *session) installCRD(ctx context.Context) (*apiextensionsv1.CustomResour
 	case !apierrors.IsNotFound(err):
 		return nil, fmt.Errorf("looking for the CRD: %w", err)
 	}
-	if err := harness.InstallCRD(ctx, s.client); err != nil {
+	if err := k.install(ctx, s.client); err != nil {
 		return nil, err
 	}
-	if err := s.client.Get(ctx, client.ObjectKey{Name: crdName}, crd); err != nil {
+	if err := s.client.Get(ctx, client.ObjectKey{Name: k.crd}, crd); err != nil {
 		return nil, fmt.Errorf("reading the CRD: %w", err)
 	}
-	s.say("installed its CRD %s", crdName)
+	s.say("installed its CRD %s", k.crd)
 	return crd, nil
-}
-
-func (s *session) removeCRD(ctx context.Context, crd client.Object) error {
-	return s.deleteAll(ctx, []client.Object{crd})
 }
 
 func (s *session) removeConfigs(ctx context.Context) error {

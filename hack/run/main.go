@@ -4,8 +4,9 @@
 // it work.
 //
 // Without KUBECONFIG it starts a control plane of its own, applies the sample,
-// and shows how ConfigMaps follow pods. With KUBECONFIG it runs the operator
-// against that cluster, and on exit removes what it created there.
+// and shows how ConfigMaps follow pods; with EBPF_ENABLED=true also what the node
+// agent's programs do, in this machine's kernel. With KUBECONFIG it runs the
+// operator against that cluster, and on exit removes what it created there.
 package main
 
 import (
@@ -34,12 +35,15 @@ type options struct {
 	patience   time.Duration
 }
 
-const usage = `usage: make run [ONCE=true] [KUBECONFIG=FILE [SAMPLE=true]]
+const usage = `usage: make run [ONCE=true] [EBPF_ENABLED=true] [KUBECONFIG=FILE [SAMPLE=true]]
 
 The environment:
-  KUBECONFIG  the cluster to work on; without it, a control plane on this machine
-  ONCE        true: end after the tour, with an error if anything did not appear
-  SAMPLE      true: apply config/samples to the cluster of KUBECONFIG
+  KUBECONFIG    the cluster to work on; without it, a control plane on this machine
+  ONCE          true: end after the tour, with an error if anything did not appear
+  SAMPLE        true: apply config/samples to the cluster of KUBECONFIG
+  EBPF_ENABLED  true: run the node agent, too, on this machine, as root, for pods
+                that are real processes; with KUBECONFIG, the manager deploys
+                agents to that cluster's nodes
 and every variable of docs/settings.md, for the manager.
 
 Flags:

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -129,16 +130,15 @@ func isHeld(lease *coordinationv1.Lease, now time.Time) bool {
 	return now.Before(l.RenewTime.Add(time.Duration(*l.LeaseDurationSeconds) * time.Second))
 }
 
-// prepare installs the CRD where it lacks and starts the manager, and notes how
+// prepare installs the CRDs where they lack and starts the manager, and notes how
 // to take away what they leave.
 func (s *session) prepare(ctx context.Context) error {
-	s.step("The kind PodConfigMapConfig")
-	created, err := s.installCRD(ctx)
+	created, err := s.installCRDs(ctx)
+	if len(created) > 0 {
+		s.later("removing what was not there before: "+names(created), func(ctx context.Context) error { return s.deleteAll(ctx, created) })
+	}
 	if err != nil {
 		return err
-	}
-	if created != nil {
-		s.later("removing the CRD, which was not there before", func(ctx context.Context) error { return s.removeCRD(ctx, created) })
 	}
 	before, err := s.ourConfigMaps(ctx)
 	if err != nil {
@@ -147,13 +147,27 @@ func (s *session) prepare(ctx context.Context) error {
 	s.later("removing the ConfigMaps that this manager made", func(ctx context.Context) error { return s.removeConfigMaps(ctx, before) })
 	// Without leader election it leaves no Lease.
 	settings := map[string]string{"LEADER_ELECTION_ENABLED": "false"}
+	if s.settings.EBPFEnabled {
+		settings["POD_NAMESPACE"] = s.settings.PodNamespace
+		if err := s.tellOfAgents(ctx); err != nil {
+			return err
+		}
+	}
 	if err := s.startManager(ctx, settings); err != nil {
 		return err
 	}
-	if created != nil {
+	if slices.ContainsFunc(created, func(crd client.Object) bool { return crd.GetName() == kindConfig.crd }) {
 		s.later("removing PodConfigMapConfigs, whose kind goes, too", s.removeConfigs)
 	}
 	return nil
+}
+
+func names(objects []client.Object) string {
+	var all []string
+	for _, object := range objects {
+		all = append(all, object.GetName())
+	}
+	return strings.Join(all, ", ")
 }
 
 // ourConfigMaps returns the ConfigMaps that a manager wrote, by UID.

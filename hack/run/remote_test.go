@@ -67,7 +67,7 @@ func TestRemote(t *testing.T) {
 func (c *cluster) wantAsBefore(t *testing.T) {
 	t.Helper()
 	for _, gone := range []client.Object{
-		&apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: crdName}},
+		&apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: kindConfig.crd}},
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "podconfigmap-demo"}},
 		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "podconfigmap-controller-lock", Namespace: "default"}},
 	} {
@@ -131,7 +131,7 @@ func checkOthers(t *testing.T, c *cluster) {
 	p.interrupt(t)
 	p.end(t, 0, "is there already", "removed here: 1; left, as they were there before: 1")
 	for _, stays := range []client.Object{
-		&apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: crdName}}, config, old, other, earlier,
+		&apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: kindConfig.crd}}, config, old, other, earlier,
 	} {
 		if err := c.client.Get(t.Context(), client.ObjectKeyFromObject(stays), stays); err != nil {
 			t.Errorf("%s does not stay: %v", stays.GetName(), err)

@@ -25,8 +25,9 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/controllers/configmaps"
 )
 
-// sample is what config/samples holds, in the order of its kustomization.yaml.
+// sample is what a folder of samples holds, in the order of its kustomization.yaml.
 type sample struct {
+	folder  string
 	objects []client.Object
 	config  *v1alpha1.PodConfigMapConfig
 	// selected are the pods of the config; others are those it does not select.
@@ -50,7 +51,7 @@ func readSample(folder string) (*sample, error) {
 	if err := sigsyaml.Unmarshal(text, &kustomization); err != nil {
 		return nil, fmt.Errorf("reading %s/kustomization.yaml: %w", folder, err)
 	}
-	s := &sample{}
+	s := &sample{folder: folder}
 	for _, file := range kustomization.Resources {
 		if err := s.read(filepath.Join(folder, file)); err != nil {
 			return nil, fmt.Errorf("reading %s/%s: %w", folder, file, err)
@@ -127,7 +128,7 @@ func (s *sample) sort() error {
 
 // apply creates the sample's objects. One that is there already is left alone.
 func (s *session) apply(ctx context.Context, sample *sample) error {
-	s.step("The sample (%s)", s.samples)
+	s.step("The sample (%s)", sample.folder)
 	for _, object := range sample.objects {
 		kind := object.GetObjectKind().GroupVersionKind().Kind
 		what := fmt.Sprintf("%s %s", kind, object.GetName())
@@ -140,7 +141,7 @@ func (s *session) apply(ctx context.Context, sample *sample) error {
 			s.say("%-20s %s, which was there already and stays", kind, object.GetName())
 			continue
 		case apierrors.IsAlreadyExists(err):
-			return fmt.Errorf("%s is there already, and this would change it; remove it first: kubectl delete -k %s", what, s.samples)
+			return fmt.Errorf("%s is there already, and this would change it; remove it first: kubectl delete -k %s", what, sample.folder)
 		case err != nil:
 			return err
 		}

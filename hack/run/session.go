@@ -6,8 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"time"
 
+	"github.com/caarlos0/env/v11"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/podconfigmap/podconfigmap-controller/internal/settings"
@@ -21,8 +24,16 @@ type session struct {
 	*console
 	settings *settings.Settings // the user's
 	client   client.Client
-	manager  *manager
-	followed string // namespace whose changes show while the session stays
+	programs []*program // that were started, in that order
+	alive    context.Context
+	over     context.CancelCauseFunc // ends alive: a program has ended
+	kubelet  *kubelet
+	// Of the eBPF part, on a control plane of its own.
+	real            *machinery
+	agent           *program
+	agentKubeconfig string
+	scene           *scene
+	followed        string // namespace whose changes show while the session stays
 	// undo holds what takes away what was made, in the order of making.
 	undo []undo
 }
@@ -35,9 +46,11 @@ type undo struct {
 // run runs the operator until the context ends or, with once, the tour does.
 func run(ctx context.Context, o *options, c *console) (err error) {
 	s := &session{options: o, console: c}
-	if s.settings, err = settings.Load(); err != nil {
+	if s.settings, err = settings.Parse(environment()); err != nil {
 		return err
 	}
+	s.alive, s.over = context.WithCancelCause(context.WithoutCancel(ctx))
+	defer s.over(nil)
 	defer func() {
 		// Cleaning up after an interrupt needs a context of its own.
 		err = errors.Join(err, s.cleanUp(context.WithoutCancel(ctx)))
@@ -57,7 +70,17 @@ func run(ctx context.Context, o *options, c *console) (err error) {
 	return s.stay(ctx)
 }
 
-// stay waits for Ctrl-C, which is a fine end, or for the manager's end, which is
+// environment is the user's. The eBPF subsystem has to know the operator's
+// namespace, which a pod knows by itself.
+func environment() map[string]string {
+	environ := env.ToMap(os.Environ())
+	if on, err := strconv.ParseBool(environ["EBPF_ENABLED"]); err == nil && on && environ["POD_NAMESPACE"] == "" {
+		environ["POD_NAMESPACE"] = operatorNamespace
+	}
+	return environ
+}
+
+// stay waits for Ctrl-C, which is a fine end, or for a program's end, which is
 // not.
 func (s *session) stay(ctx context.Context) error {
 	s.say("Ctrl-C stops everything, and cleans up.")
@@ -73,8 +96,8 @@ func (s *session) stay(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
-	case <-s.manager.exited:
-		return s.manager.failure()
+	case <-s.alive.Done():
+		return context.Cause(s.alive)
 	}
 }
 
@@ -102,36 +125,27 @@ func (s *session) cleanUp(ctx context.Context) error {
 }
 
 // await asks until the answer is yes, and tells how long that took. It gives up
-// when patience or the manager ends, or the answer is yes with an error.
+// when patience or a program ends, or the answer is yes with an error.
 func (s *session) await(ctx context.Context, what string, ask func(context.Context) (bool, error)) (time.Duration, error) {
-	if s.manager == nil {
-		return s.awaitAlone(ctx, what, ask)
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() {
-		select {
-		case <-s.manager.exited:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
+	defer context.AfterFunc(s.alive, cancel)()
 	took, err := s.awaitAlone(ctx, what, ask)
-	if err == nil {
+	switch {
+	case err == nil:
 		return took, nil
-	}
-	select {
-	case <-s.manager.exited:
-		return 0, s.manager.failure()
-	default:
-	}
-	if ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
+	case s.alive.Err() != nil:
+		return 0, context.Cause(s.alive)
+	case ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded):
 		return 0, err
 	}
-	return 0, fmt.Errorf("%w\nthe manager's log (%s) ends with:\n%s", err, s.log, s.manager.logTail())
+	for _, p := range s.programs {
+		err = fmt.Errorf("%w\n%s", err, p.logTail())
+	}
+	return 0, err
 }
 
-// awaitAlone is await for when it does not matter whether a manager runs.
+// awaitAlone is await for when it does not matter whether programs run.
 func (s *session) awaitAlone(ctx context.Context, what string, ask func(context.Context) (bool, error)) (time.Duration, error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, s.patience)

@@ -156,6 +156,9 @@ func (s *session) explore(sample *sample) {
 	if _, err := exec.LookPath("kubectl"); err != nil {
 		s.say("(no kubectl here: make kubectl builds bin/kubectl)")
 	}
+	if s.scene != nil {
+		s.exploreEBPF()
+	}
 	s.say("")
 	s.say("What changes in the ConfigMaps of %s shows here.", namespace)
 	s.followed = namespace
