@@ -226,6 +226,7 @@ func (s *session) stopAgent(ctx context.Context, a *program, environ map[string]
 	if err := c.start(s.binary, environ, "--cleanup"); err != nil {
 		return errors.Join(stopped, err)
 	}
+	noted := s.real.traces.process(c.command.Process.Pid)
 	_, err := s.awaitAlone(ctx, "the agent has cleaned up", func(ctx context.Context) (bool, error) {
 		select {
 		case <-c.exited:
@@ -238,7 +239,7 @@ func (s *session) stopAgent(ctx context.Context, a *program, environ map[string]
 	if err != nil {
 		err = fmt.Errorf("%w\n%s", err, c.logTail())
 	}
-	return errors.Join(stopped, err, c.stop(ctx))
+	return errors.Join(stopped, noted, err, c.stop(ctx))
 }
 
 // ebpfNode reads the agent's report.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -28,20 +29,28 @@ const (
 	silence = 2 * time.Second
 )
 
-// checkMachine tells what there is for eBPF, and makes the place for pods.
-func (s *session) checkMachine(sample *sample) error {
+// prepareEBPF looks whether this machine can show the eBPF sample, and makes the
+// place for its pods. With the feature flag off there is no sample to show.
+func (s *session) prepareEBPF() (*sample, error) {
+	if !s.settings.EBPFEnabled {
+		return nil, nil
+	}
 	s.step("This machine (EBPF_ENABLED=true loads real BPF programs)")
 	facts, err := machine.Look()
 	if err != nil {
-		return err
+		return nil, err
+	}
+	sample, err := readSample(filepath.Join(s.samples, "ebpf"))
+	if err != nil {
+		return nil, err
 	}
 	if err := s.makeReal(sample.namespace()); err != nil {
-		return err
+		return nil, err
 	}
 	s.say("kernel %s, cgroup v2 at %s; it counts system calls and filters packets", facts.Kernel, facts.CgroupRoot)
 	s.say("made, for this alone: cgroup %s,", s.real.node.Root())
 	s.say("BPF file system %s, a network namespace with a bridge", s.real.node.BPFFS())
-	return nil
+	return sample, nil
 }
 
 // scene are the pods of the eBPF sample, and what happens between them.

@@ -5,7 +5,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"path/filepath"
 
 	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
@@ -14,11 +13,11 @@ import (
 // local shows the operator on a control plane that lives as long as the session,
 // and with the feature flag on, the node agent on this machine.
 func (s *session) local(ctx context.Context) error {
-	sample, err := readSample(s.samples)
+	watched, err := s.prepareEBPF()
 	if err != nil {
 		return err
 	}
-	watched, err := s.prepareEBPF()
+	sample, err := readSample(s.samples)
 	if err != nil {
 		return err
 	}
@@ -45,19 +44,6 @@ func (s *session) local(ctx context.Context) error {
 	}
 	s.explore(sample)
 	return nil
-}
-
-// prepareEBPF reads the eBPF sample, and prepares this machine for it, unless the
-// feature flag is off.
-func (s *session) prepareEBPF() (*sample, error) {
-	if !s.settings.EBPFEnabled {
-		return nil, nil
-	}
-	sample, err := readSample(filepath.Join(s.samples, "ebpf"))
-	if err != nil {
-		return nil, err
-	}
-	return sample, s.checkMachine(sample)
 }
 
 // startPlane starts the control plane and brings into it what the operator needs.

@@ -135,7 +135,7 @@ func isHeld(lease *coordinationv1.Lease, now time.Time) bool {
 func (s *session) prepare(ctx context.Context) error {
 	created, err := s.installCRDs(ctx)
 	if len(created) > 0 {
-		s.later("removing what was not there before: "+names(created), func(ctx context.Context) error { return s.deleteAll(ctx, created) })
+		s.later("removing the CRDs that were not there before: "+names(created), func(ctx context.Context) error { return s.deleteAll(ctx, created) })
 	}
 	if err != nil {
 		return err

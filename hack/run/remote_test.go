@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -60,6 +61,7 @@ func TestRemote(t *testing.T) {
 		c.wantAsBefore(t)
 	})
 	t.Run("where another manager works", func(t *testing.T) { checkSecondManager(t, c) })
+	t.Run("with the feature flag on", func(t *testing.T) { checkFlag(t, c) })
 	t.Run("with things of others", func(t *testing.T) { checkOthers(t, c) })
 }
 
@@ -68,6 +70,7 @@ func (c *cluster) wantAsBefore(t *testing.T) {
 	t.Helper()
 	for _, gone := range []client.Object{
 		&apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: kindConfig.crd}},
+		&apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: kindNode.crd}},
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "podconfigmap-demo"}},
 		&coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "podconfigmap-controller-lock", Namespace: "default"}},
 	} {
@@ -98,6 +101,40 @@ func checkSecondManager(t *testing.T, c *cluster) {
 	start(t, []string{c.environ}).end(t, 1, "another-manager holds the Lease default/podconfigmap-controller-lock")
 	if err := c.client.Delete(t.Context(), lease); err != nil {
 		t.Fatal(err)
+	}
+	c.wantAsBefore(t)
+}
+
+// checkFlag runs with EBPF_ENABLED=true: where the operator is not installed,
+// where no image is known, and where the manager deploys agents.
+func checkFlag(t *testing.T, c *cluster) {
+	start(t, []string{c.environ, "ONCE=true", "EBPF_ENABLED=true"}).end(t, 0,
+		"installed its CRD ebpfnodes", "There is no ServiceAccount podconfigmap-controller-system/podconfigmap-controller-agent", "removed here: 0 DaemonSet(s)")
+	c.wantAsBefore(t)
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "podconfigmap-controller-agent"}}
+	c.create(t, account)
+	installed := []string{c.environ, "EBPF_ENABLED=true", "POD_NAMESPACE=default"}
+	start(t, append(installed, "ONCE=true")).end(t, 0, "RELATED_IMAGE_AGENT is not set", "removed here: 0 DaemonSet(s)")
+	c.wantAsBefore(t)
+
+	p := start(t, append(installed, "RELATED_IMAGE_AGENT=registry.invalid/agent:1"))
+	p.awaitOutput(t, "Ctrl-C stops everything")
+	set := &appsv1.DaemonSet{ObjectMeta: account.ObjectMeta}
+	for end := time.Now().Add(patience); c.client.Get(t.Context(), client.ObjectKeyFromObject(account), set) != nil; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no DaemonSet %s:\n%s", account.Name, p.output())
+		}
+	}
+	if image := set.Spec.Template.Spec.Containers[0].Image; image != "registry.invalid/agent:1" {
+		t.Errorf("the agents' image is %q", image)
+	}
+	p.interrupt(t)
+	p.end(t, 0, "as DaemonSet default/podconfigmap-controller-agent", "removed here: 1 DaemonSet(s)")
+	if err := c.client.Get(t.Context(), client.ObjectKeyFromObject(account), set); !apierrors.IsNotFound(err) {
+		t.Errorf("the DaemonSet is still there (%v)", err)
+	}
+	if err := c.client.Delete(t.Context(), account); err != nil {
+		t.Errorf("the ServiceAccount did not stay: %v", err)
 	}
 	c.wantAsBefore(t)
 }

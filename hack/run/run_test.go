@@ -154,9 +154,9 @@ func (p *process) wantNothingLeft(t *testing.T) {
 	if files, err := os.ReadDir(p.tmp); err != nil || len(files) > 0 {
 		t.Errorf("left temporary files: %v, %v", files, err)
 	}
-	if pid := regexp.MustCompile(`process (\d+),`).FindStringSubmatch(p.output()); pid != nil {
+	for _, pid := range regexp.MustCompile(`process (\d+),`).FindAllStringSubmatch(p.output(), -1) {
 		if _, err := os.Stat("/proc/" + pid[1]); err == nil {
-			t.Errorf("the manager %s still runs", pid[1])
+			t.Errorf("process %s still runs", pid[1])
 		}
 	}
 	// The control plane's programs have their folder among their arguments.
@@ -211,6 +211,7 @@ func TestBadOptions(t *testing.T) {
 	for _, tc := range []struct{ environ, message string }{
 		{"ONCE=often", `reading ONCE="often": use true or false`},
 		{"CONTROLLER_POD_WORKERS=none", `CONTROLLER_POD_WORKERS="none": use a whole number`},
+		{"EBPF_ENABLED=perhaps", `EBPF_ENABLED="perhaps": use true or false`},
 		{"KUBECONFIG=/nowhere", `reading KUBECONFIG="/nowhere": there is no such file`},
 	} {
 		start(t, []string{tc.environ}).end(t, 1, tc.message)

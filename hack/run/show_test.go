@@ -69,13 +69,40 @@ func TestIsHeld(t *testing.T) {
 	}
 }
 
-// The sample of the repository is one that the tour can show.
+// The samples of the repository are such that the tour can show them.
 func TestReadSample(t *testing.T) {
-	s, err := readSample("../../config/samples")
-	if err != nil {
-		t.Fatal(err)
+	for folder, want := range map[string]struct {
+		objects, others int
+		namespace       string
+	}{
+		"../../config/samples":      {5, 1, "podconfigmap-demo"},
+		"../../config/samples/ebpf": {4, 0, "podconfigmap-ebpf-demo"},
+	} {
+		s, err := readSample(folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.objects) != want.objects || len(s.selected) != 2 || len(s.others) != want.others || s.namespace() != want.namespace {
+			t.Errorf("%s: read %d objects, %d selected pods and %d others in %q", folder, len(s.objects), len(s.selected), len(s.others), s.namespace())
+		}
 	}
-	if len(s.objects) != 5 || len(s.selected) != 2 || len(s.others) != 1 || s.namespace() != "podconfigmap-demo" {
-		t.Errorf("read %d objects, %d selected pods and %d others in %q", len(s.objects), len(s.selected), len(s.others), s.namespace())
+}
+
+func TestTable(t *testing.T) {
+	var out strings.Builder
+	c := &console{out: &out}
+	c.table([][]string{{"POD", "CALLS"}, {"server", "1"}, {"c", "1000"}})
+	if want := "   POD     CALLS\n   server  1\n   c       1000\n"; out.String() != want {
+		t.Errorf("printed\n%s\nwant\n%s", out.String(), want)
+	}
+}
+
+func TestPrecise(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		123456 * time.Nanosecond: "0.123 ms", 45 * time.Millisecond: "45 ms", 2004 * time.Millisecond: "2.0 s",
+	} {
+		if got := precise(d); got != want {
+			t.Errorf("%v is written as %q, want %q", d, got, want)
+		}
 	}
 }

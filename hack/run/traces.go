@@ -51,6 +51,8 @@ func (t *traces) process(pid int) error {
 
 // pinned notes what is pinned below a directory of a BPF file system.
 func (t *traces) pinned(dir string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -197,9 +199,9 @@ func (s *session) tellWhatIsLeft(ctx context.Context, t *traces) error {
 	if err != nil {
 		return err
 	}
-	s.say("looked for what was made, and found nothing left: %d processes, %d network namespaces, the cgroup,",
+	s.say("  looked for all of it, and nothing is left: none of %d processes and %d network namespaces, no cgroup,",
 		len(t.pids), len(t.namespaces))
-	s.say("the BPF file system's mount; in the kernel %d BPF programs, %d maps and %d links",
+	s.say("  no mount; in the kernel none of %d BPF programs, %d maps and %d links that were pinned",
 		len(t.programs), len(t.maps), len(t.links))
 	return nil
 }
