@@ -521,9 +521,10 @@ func without(granted, used map[right]bool) []string {
 // Everything in config builds, not only what is installed.
 func TestOtherManifests(t *testing.T) {
 	for folder, kinds := range map[string][]string{
-		"config/prometheus": {"ConfigMap", "PrometheusRule", "ServiceMonitor", "ServiceMonitor"},
-		"config/samples":    {"Namespace", "Pod", "Pod", "Pod", "PodConfigMapConfig"},
-		"config/crd":        {"CustomResourceDefinition", "CustomResourceDefinition"},
+		"config/prometheus":   {"ConfigMap", "PrometheusRule", "ServiceMonitor", "ServiceMonitor"},
+		"config/samples":      {"Namespace", "Pod", "Pod", "Pod", "PodConfigMapConfig"},
+		"config/samples/ebpf": {"Namespace", "Pod", "Pod", "PodConfigMapConfig"},
+		"config/crd":          {"CustomResourceDefinition", "CustomResourceDefinition"},
 	} {
 		t.Run(folder, func(t *testing.T) {
 			var got []string

@@ -3,7 +3,8 @@
 // Package sandbox makes what kubelet and a container runtime make of a node and
 // its pods: cgroup trees of both drivers, network namespaces joined by a bridge,
 // a BPF file system, and processes that are born inside. Tests of the eBPF
-// programs and of the node agent run against it, on the real kernel.
+// programs and of the node agent run against it, on the real kernel; so does
+// `make run EBPF_ENABLED=true`.
 //
 // It needs root and a cgroup v2 mount; nothing of the machine's own network or
 // cgroups is touched. Everything is gone at the end of the test, also after a
