@@ -12,7 +12,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/cilium/ebpf"
 	rbacv1 "k8s.io/api/rbac/v1"
 
 	"github.com/podconfigmap/podconfigmap-controller/hack/run/machine"
@@ -185,6 +187,40 @@ func TestTracesAreFound(t *testing.T) {
 	gone := &traces{paths: []string{filepath.Join(dir, "none")}, pids: []int{1 << 30}, namespaces: []string{"net:[1]"}}
 	if err := gone.left(); err != nil {
 		t.Errorf("found what is not there: %v", err)
+	}
+}
+
+// What an agent has pinned is found in the kernel as long as it is there.
+func TestPinsAreFound(t *testing.T) {
+	skipUnable(t)
+	m, err := makeMachinery("none")
+	if err != nil {
+		t.Fatal(err)
+	}
+	array, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pins := filepath.Join(m.node.BPFFS(), "pins")
+	if err := errors.Join(os.Mkdir(pins, 0o700), array.Pin(filepath.Join(pins, "array")), array.Close(), m.traces.pinned(pins)); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.traces.left(); len(m.traces.maps) != 1 || err == nil {
+		t.Errorf("noted maps %v, and found %v", m.traces.maps, err)
+	} else {
+		for _, want := range []string{"BPF map ", m.node.Root() + " is left", "the mount " + m.node.BPFFS(), "process ", "the network namespace "} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%q is not in %q", want, err)
+			}
+		}
+	}
+	if err := m.keeper.close(); err != nil {
+		t.Error(err)
+	}
+	for end := time.Now().Add(patience); m.traces.left() != nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("after the end: %v", m.traces.left())
+		}
 	}
 }
 

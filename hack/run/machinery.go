@@ -44,7 +44,7 @@ type realPod struct {
 // main is the process of the pod's first container.
 func (p *realPod) main() *sandbox.Peer { return p.peers[0] }
 
-// ipv4 is a port of the pod.
+// at is a port of the pod.
 func (p *realPod) at(port int32) string {
 	return netip.AddrPortFrom(p.IPv4(), uint16(port)).String()
 }
@@ -57,10 +57,13 @@ func makeMachinery(namespace string) (*machinery, error) {
 		m.traces.paths = []string{m.node.Root(), m.node.BPFFS()}
 		m.outside = m.node.Peer()
 	})
+	if err == nil {
+		err = m.traces.process(m.outside.PID())
+	}
 	if err != nil {
 		return nil, errors.Join(err, m.keeper.close())
 	}
-	return m, errors.Join(m.traces.process(m.outside.PID()))
+	return m, nil
 }
 
 // run starts a pod of the namespace, once, and returns its addresses.
