@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -22,8 +23,10 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/google/uuid"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/podconfigmap/podconfigmap-controller/test/sandbox"
 )
@@ -424,4 +427,97 @@ func exchanges(to unix.Sockaddr, kind, n int, fresh bool) {
 			fd = -1
 		}
 	}
+}
+
+// manyPods makes so many pods' cgroups and attaches a policy to each; attach is
+// told how long each took.
+func manyPods(b *testing.B, f *Firewall, root string, pods int, p *Policy, attach func(time.Duration)) (uids []types.UID) {
+	b.Helper()
+	for slot := range uint32(pods) {
+		uid := types.UID(uuid.NewString())
+		path := filepath.Join(root, "kubepods", "pod"+string(uid))
+		must(b, os.Mkdir(path, 0o755))
+		b.Cleanup(func() { must(b, os.Remove(path)) })
+		own := []netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(slot >> 8), byte(slot)})}
+		began := time.Now()
+		must(b, f.Attach(Target{UID: uid, Slot: slot, Cgroup: path, Own: own, Policy: p}))
+		attach(time.Since(began))
+		uids = append(uids, uid)
+	}
+	return uids
+}
+
+// BenchmarkAttach is the cost of attaching one pod, among up to 1,000: with a policy
+// that only concerns what comes in, and with one that also denies connections.
+func BenchmarkAttach(b *testing.B) {
+	for name, rules := range map[string]Rules{
+		"ingress": {Block: true, Allowed: blockedPorts(100), Ingress: true},
+		"both":    both(Rules{Block: true, Allowed: blockedPorts(100)}),
+	} {
+		b.Run(name, func(b *testing.B) {
+			const pods = 1000
+			n := sandbox.New(b)
+			f := openFirewall(b, Options{Dir: n.BPFFS()})
+			p := Compile([]Rules{rules}, nil)
+			// The first pod pays for placing the policy.
+			must(b, f.policies.place(p))
+			var took []float64
+			for b.Loop() {
+				uids := manyPods(b, f, n.Root(), pods, p, func(d time.Duration) {
+					took = append(took, float64(d.Nanoseconds())/1000)
+				})
+				b.StopTimer()
+				for _, uid := range uids {
+					must(b, f.Detach(uid))
+				}
+				b.StartTimer()
+			}
+			b.ReportMetric(0, "ns/op")
+			slices.Sort(took)
+			b.ReportMetric(median(took), "median-µs/pod")
+			b.ReportMetric(took[len(took)*99/100], "p99-µs/pod")
+		})
+	}
+}
+
+// BenchmarkSetPolicies is the time in which 1,000 pods change to a new policy, one
+// for all; the median.
+func BenchmarkSetPolicies(b *testing.B) {
+	n := sandbox.New(b)
+	f := openFirewall(b, Options{Dir: n.BPFFS()})
+	uids := manyPods(b, f, n.Root(), 1000, variant(0), func(time.Duration) {})
+	var took []float64
+	round := 0
+	for b.Loop() {
+		round++
+		p := variant(round)
+		wanted := map[types.UID]*Policy{}
+		for _, uid := range uids {
+			wanted[uid] = p
+		}
+		began := time.Now()
+		must(b, f.SetPolicies(wanted))
+		took = append(took, float64(time.Since(began).Nanoseconds())/1e6)
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(took), "median-ms")
+}
+
+// BenchmarkRead is the CPU time of reading the counters of 1,000 pods.
+func BenchmarkRead(b *testing.B) {
+	n := sandbox.New(b)
+	f := openFirewall(b, Options{Dir: n.BPFFS()})
+	uids := manyPods(b, f, n.Root(), 1000, variant(0), func(time.Duration) {})
+	var before, after unix.Rusage
+	must(b, unix.Getrusage(unix.RUSAGE_SELF, &before))
+	for b.Loop() {
+		seen := 0
+		must(b, f.Read(func(uint32, Counters) { seen++ }))
+		if seen != len(uids) {
+			b.Fatalf("read %d pods", seen)
+		}
+	}
+	must(b, unix.Getrusage(unix.RUSAGE_SELF, &after))
+	cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+	b.ReportMetric(float64(cpu)/1e6/float64(b.N), "cpu-ms/op")
 }
