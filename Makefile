@@ -100,7 +100,7 @@ fuzz: ## Run each fuzz test for FUZZTIME=.
 	hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: controlplane ## Measure speed and memory (build/bench/configmaps.json).
+bench: controlplane ## Measure speed, memory and, as root, eBPF (build/bench/*.json).
 	go run ./test/bench $(BENCH_FLAGS)
 
 ## Install in the cluster of the current kubeconfig

@@ -7,7 +7,10 @@
 //	go run ./test/bench [-short] [-pods N] [-namespaces N] [-out FILE] [-rounds N] [-only PARTS] [-set NAME=VALUE,…]
 //	go run ./test/bench -profile DIR
 //
-// It prints one table and writes it as JSON, a list of {name, value, unit,
+// The part ebpf, which needs root, nft and iptables, measures what the eBPF
+// programs cost next to others that do the same.
+//
+// It prints a table for each and writes it as JSON, a list of {name, value, unit,
 // limit, ratio}. No figure makes it fail: machines differ, and other work may
 // share them. What is wrong in the result does, such as a ConfigMap that is
 // missing or has other data than it should have.
@@ -45,7 +48,9 @@ import (
 // options say how much is measured.
 type options struct {
 	pods, namespaces int
-	out, profile     string
+	out, ebpfOut     string
+	profile          string
+	short            bool
 	only             []string
 	environ          map[string]string // of the operator, on top of the shipped settings
 
@@ -62,6 +67,7 @@ const (
 	partSteady  = "steady"
 	partLatency = "latency"
 	partCode    = "code"
+	partEBPF    = "ebpf" // needs no cluster
 )
 
 func main() {
@@ -91,13 +97,14 @@ func parse(args []string) (*options, error) {
 	flags.IntVar(&o.rounds, "rounds", 3, "how often limits and rates are measured; the best counts")
 	flags.StringVar(&o.out, "out", filepath.Join("build", "bench", "configmaps.json"), "file for the results as JSON")
 	flags.StringVar(&o.profile, "profile", "", "measure nothing: run the operator in this process and write its CPU and memory profiles to this folder")
-	short := flags.Bool("short", false, "a small run: 300 pods in 3 namespaces, one round, 30 samples, a steady window of 15 s")
-	only := flags.String("only", "", "parts to run, separated by commas: rates, steady, latency, code; all if empty")
+	flags.StringVar(&o.ebpfOut, "ebpf-out", filepath.Join("build", "bench", "ebpf.json"), "file for the results of ebpf as JSON")
+	flags.BoolVar(&o.short, "short", false, "a small run: 300 pods in 3 namespaces, one round, 30 samples, a steady window of 15 s")
+	only := flags.String("only", "", "parts to run, separated by commas: rates, steady, latency, code, ebpf; all if empty")
 	set := flags.String("set", "", "environment of the operator beyond the shipped settings: NAME=VALUE, separated by commas")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
-	if *short {
+	if o.short {
 		o.pods, o.namespaces, o.rounds, o.samples = 300, 3, 1, 30
 		o.steady, o.resync, o.settle = 15*time.Second, 5*time.Second, 15*time.Second
 	}
@@ -128,7 +135,20 @@ type bench struct {
 	table table
 }
 
-func run(ctx context.Context, o *options) (err error) {
+// run runs the parts that need a cluster, and then ebpf.
+func run(ctx context.Context, o *options) error {
+	if o.profile != "" || !slices.Equal(o.only, []string{partEBPF}) {
+		if err := inCluster(ctx, o); err != nil {
+			return err
+		}
+	}
+	if o.profile != "" || !o.wants(partEBPF) {
+		return nil
+	}
+	return o.ebpf(ctx)
+}
+
+func inCluster(ctx context.Context, o *options) (err error) {
 	b := &bench{options: o}
 	folder, err := os.MkdirTemp("", "bench-")
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 )
 
 // row is one figure. Limit is what it is compared with, Ratio is Value through
-// Limit; both are absent where there is nothing to compare with.
+// Limit (or, of paired, a median of such); both are absent where there is nothing to
+// compare with.
 type row struct {
 	Name  string   `json:"name"`
 	Value float64  `json:"value"`
@@ -43,11 +44,18 @@ func (t *table) compare(name string, value float64, unit string, limit float64, 
 	say("%s: %.5g %s, limit %.5g", name, value, unit, limit)
 }
 
+// paired is compare with a ratio of its own: the median of ratios that were each
+// measured at one time.
+func (t *table) paired(name string, value float64, unit string, limit, ratio float64, wanted string) {
+	t.rows = append(t.rows, row{Name: name, Value: value, Unit: unit, Limit: &limit, Ratio: &ratio, wanted: wanted})
+	say("%s: %.5g %s, limit %.5g, ratio %.3f", name, value, unit, limit, ratio)
+}
+
 func (t *table) print(to io.Writer) {
 	w := tabwriter.NewWriter(to, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "WHAT\tVALUE\tUNIT\tLIMIT\tRATIO\tWANTED")
 	for _, r := range t.rows {
-		fmt.Fprintf(w, "%s\t%.5g\t%s\t%s\t%s\t%s\n", r.Name, r.Value, r.Unit, orDash("%.5g", r.Limit), orDash("%.2f", r.Ratio), r.wanted)
+		fmt.Fprintf(w, "%s\t%.5g\t%s\t%s\t%s\t%s\n", r.Name, r.Value, r.Unit, orDash("%.5g", r.Limit), orDash("%.3f", r.Ratio), r.wanted)
 	}
 	w.Flush()
 }
