@@ -18,7 +18,7 @@ import (
 const dialTime = 300 * time.Millisecond
 
 // expectDial checks whether a connection passes.
-func expectDial(t *testing.T, from *sandbox.Peer, network, to string, passes bool) {
+func expectDial(t testing.TB, from *sandbox.Peer, network, to string, passes bool) {
 	t.Helper()
 	timeout := dialTime
 	if passes {

@@ -40,7 +40,7 @@ const prefix = "podconfigmap_controller_"
 
 // world is one node with its agent, and a namespace of its own in the cluster.
 type world struct {
-	t         *testing.T
+	t         testing.TB
 	cluster   *harness.Cluster
 	node      *sandbox.Node
 	name      string // of the node, and of the namespace
@@ -53,7 +53,7 @@ type world struct {
 var worlds atomic.Int32
 
 // newWorld makes a node that may run so many pods.
-func newWorld(t *testing.T, c *harness.Cluster, pods int) *world {
+func newWorld(t testing.TB, c *harness.Cluster, pods int) *world {
 	t.Helper()
 	w := &world{t: t, cluster: c, name: fmt.Sprintf("node-%d", worlds.Add(1)), node: sandbox.New(t)}
 	must(t, c.NewNamespace(t.Context(), w.name))

@@ -12,10 +12,13 @@ import (
 // The benchmarks of the eBPF programs stand next to the programs.
 func (o *options) ebpfSuites() []suite {
 	rounds := 30
+	memory := suite{folder: "test/agent", names: "^BenchmarkMemory$", whole: true}
 	if o.short {
 		rounds = 3
+		memory.names += "/^250$"
 	}
 	return []suite{
+		memory,
 		{folder: "ebpf/syscallcount", names: "^Benchmark(Call|Watch|Read)$"},
 		{folder: "ebpf/l4firewall", names: "^BenchmarkTraffic$", times: rounds},
 		{folder: "ebpf/l4firewall", names: "^Benchmark(Attach|SetPolicies|Read)$", times: rounds},
@@ -41,6 +44,7 @@ func (o *options) ebpf(ctx context.Context) error {
 	r.calls()
 	r.traffic()
 	r.life()
+	r.memory(o.short)
 	if r.err != nil {
 		return r.err
 	}
@@ -55,6 +59,7 @@ type ebpfReport struct {
 	err     error
 }
 
+// value is what a benchmark must have reported.
 func (r *ebpfReport) value(name string) float64 {
 	value, err := r.metrics.need(name)
 	if r.err == nil {
@@ -117,4 +122,21 @@ func (r *ebpfReport) life() {
 	counts, connections := r.value("Read/batch cpu-ms/op"), r.value("Read cpu-ms/op")
 	r.compare("read 350 system calls of 1,000 pods, CPU", counts, "ms", scrape, "≤ 1")
 	r.compare("the same and the firewall's counts, CPU", counts+connections, "ms", scrape, "≤ 1")
+}
+
+// memory tells what an agent takes whose pods all have both programs.
+func (r *ebpfReport) memory(short bool) {
+	sizes := []string{"250", "1000"}
+	if short {
+		sizes = sizes[:1]
+	}
+	for _, pods := range sizes {
+		name := "Memory/" + pods + " "
+		r.add("memory of the agent, pods served: "+pods, r.value(name+"agent-MiB"), "MiB")
+		r.add("kernel memory of all maps, pods served: "+pods, r.value(name+"kernel-MiB"), "MiB")
+	}
+	if !short {
+		more := r.value("Memory/1000 kernel-MiB") - r.value("Memory/250 kernel-MiB")
+		r.add("kernel memory of maps for each further pod", more*1024/(1000-250), "KiB")
+	}
 }

@@ -19,6 +19,7 @@ type suite struct {
 	folder string // relative to the module
 	names  string // a regular expression
 	times  int    // how often each is run; 0: as the benchmark likes
+	whole  bool   // -short would leave out what it needs
 }
 
 // reported is what benchmarks reported: "Name unit" (of a sub-benchmark
@@ -31,7 +32,7 @@ func (s *suite) run(ctx context.Context, short bool, into reported) error {
 	if s.times > 0 {
 		args = append(args, fmt.Sprintf("-benchtime=%dx", s.times))
 	}
-	if short {
+	if short && !s.whole {
 		args = append(args, "-short")
 	}
 	say("go %s ./%s", strings.Join(args, " "), s.folder)
