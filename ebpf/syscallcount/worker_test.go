@@ -91,7 +91,7 @@ func work([]string) error {
 		case "end":
 			answer = load.end()
 		case "time":
-			answer = timeCalls(numbers[0])
+			answer, err = timeCalls(numbers[0])
 		}
 		if err != nil {
 			return err
@@ -108,14 +108,29 @@ func pin(cpu int) error {
 	return unix.SchedSetaffinity(0, &set)
 }
 
-func timeCalls(n int) int64 {
+// timeCalls returns what so many calls take: the least of some bursts, each on one CPU
+// and in front of all other load, which can only add to it.
+func timeCalls(n int) (least int64, err error) {
+	const bursts = 10
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	began := threadTime()
-	for range n {
-		_, _, _ = unix.RawSyscall(unix.SYS_GETPPID, 0, 0, 0)
+	if err := errors.Join(pin(0), schedule(unix.SCHED_FIFO, 1)); err != nil {
+		return 0, err
 	}
-	return threadTime() - began
+	for range bursts {
+		began := threadTime()
+		for range n {
+			_, _, _ = unix.RawSyscall(unix.SYS_GETPPID, 0, 0, 0)
+		}
+		if took := threadTime() - began; least == 0 || took < least {
+			least = took
+		}
+	}
+	return least, schedule(unix.SCHED_NORMAL, 0)
+}
+
+func schedule(policy, priority uint32) error {
+	return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: policy, Priority: priority}, 0)
 }
 
 // threadTime is the CPU time of this thread: others at work on the machine disturb it
