@@ -260,6 +260,18 @@ func TestStop(t *testing.T) {
 			must(t, w.cluster.Client.Update(t.Context(), set))
 			must(t, w.cluster.Client.Delete(t.Context(), set))
 		}},
+		"it cleans up": {set: account, before: func(w *world) {
+			set := &appsv1.DaemonSet{}
+			must(t, w.cluster.Client.Get(t.Context(), key(account), set))
+			set.Annotations = map[string]string{v1alpha1.AnnotationCleanupSince: "2026-01-01T00:00:00Z"}
+			must(t, w.cluster.Client.Update(t.Context(), set))
+		}},
+		"it serves the node no more": {set: account, before: func(w *world) {
+			set := &appsv1.DaemonSet{}
+			must(t, w.cluster.Client.Get(t.Context(), key(account), set))
+			set.Spec.Template.Spec.NodeSelector = map[string]string{"pool": "other"}
+			must(t, w.cluster.Client.Update(t.Context(), set))
+		}},
 		"it may not be read any more": {set: account, before: func(w *world) {
 			must(t, w.cluster.Client.Delete(t.Context(), &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: operators, Name: "agent-role"}}))
 		}},
