@@ -252,8 +252,7 @@ func (r *Reconciler) show(j *job) {
 func (r *Reconciler) checkCgroup(j *job) {
 	o := &j.seen
 	filter, count := o.canFilter && len(o.wanted.rules) > 0, o.canCount && o.wanted.syscalls != nil
-	runs := o.pod != nil && o.pod.Running && o.at.path == ""
-	if !runs || !filter && !count {
+	if o.at.path != "" || !o.runs() || !filter && !count {
 		j.rec.missing = time.Time{}
 		return
 	}

@@ -107,6 +107,9 @@ func (o *observation) planCounter(p *plan) {
 	p.watch = count && (!h.syscalls || o.moved() || !reflect.DeepEqual(h.settings, o.wanted.syscalls))
 }
 
+// runs tells whether the API says that the pod runs.
+func (o *observation) runs() bool { return o.pod != nil && o.pod.Running }
+
 // own are the addresses that are the pod's alone.
 func (o *observation) own() []netip.Addr {
 	if o.pod == nil || o.pod.HostNetwork {

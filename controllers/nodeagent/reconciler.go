@@ -28,6 +28,10 @@ import (
 // out.
 const recheckInterval = time.Minute
 
+// slowWork is how long a batch may take before that is worth a line in the log:
+// new pods are not served meanwhile.
+const slowWork = time.Second
+
 // Slots gives every pod that a program serves its slot.
 type Slots interface {
 	Take(uid types.UID) (uint32, error)
@@ -235,6 +239,7 @@ func (r *Reconciler) adoptFirewall() error {
 // work brings a batch of pods to their plans: births before changes of rules,
 // which go in one, and deaths last.
 func (r *Reconciler) work(ctx context.Context, batch []sighted) {
+	began := r.now()
 	jobs := make([]*job, 0, len(batch))
 	for _, s := range batch {
 		if j := r.observe(s); j != nil {
@@ -250,8 +255,12 @@ func (r *Reconciler) work(ctx context.Context, batch []sighted) {
 	for _, j := range jobs {
 		r.tell(ctx, j)
 	}
-	if len(jobs) > 0 {
-		r.Changed()
+	if len(jobs) == 0 {
+		return
+	}
+	r.Changed()
+	if took := r.now().Sub(began); took > slowWork {
+		logging.Warning(klog.FromContext(ctx), "The kernel was slow; pods waited for their programs", "took", took, "pods", len(jobs))
 	}
 }
 
@@ -276,6 +285,7 @@ func (r *Reconciler) observe(s sighted) *job {
 	if r.Cgroups != nil {
 		if path, ok := r.Cgroups.Path(s.uid); ok && path != "" {
 			j.seen.at = r.cgroups.place(path)
+			j.vanished = j.seen.at.path == "" // an event will tell of its end, if it is one
 		}
 	}
 	r.observeEnd(j)

@@ -44,7 +44,7 @@
 // the links to its own programs, which use the maps it finds. A map whose layout
 // or size differs has another name: policies and settings are translated before
 // the programs change, and counters are the sum over the maps of all builds
-// (docs/decisions/0030-firewall-maps.md). The
+// (docs/decisions/0013-firewall-maps.md). The
 // order of the steps makes every state that a killed agent can leave one that the
 // next Open understands.
 //

@@ -70,7 +70,7 @@ func TestBirth(t *testing.T) {
 		newborn := p.Container("main").Connect("tcp", address, patience)
 		w.eventually("the newborn is denied", func() error {
 			if c := newborn.Counts(); c.Denied < 20 {
-				return fmt.Errorf("%+v", c)
+				return fmt.Errorf("pod %d (%s): %+v; attached: %t", i, p.UID(), c, isAttached(p))
 			}
 			return nil
 		})
@@ -126,19 +126,20 @@ func TestFirstCalls(t *testing.T) {
 // untilAttached polls the kernel until the pod's cgroup has its last program; it
 // gives up after the tests' patience.
 func untilAttached(p *pod, began time.Time) time.Duration {
-	dir, err := os.Open(p.Cgroup())
-	if err != nil {
-		return patience
-	}
-	defer dir.Close()
-	for time.Since(began) < patience {
-		result, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()), Attach: ebpf.AttachCGroupInet6Connect})
-		if err == nil && len(result.Programs) > 0 {
-			break
-		}
+	for time.Since(began) < patience && !isAttached(p) {
 		time.Sleep(100 * time.Microsecond)
 	}
 	return time.Since(began)
+}
+
+func isAttached(p *pod) bool {
+	dir, err := os.Open(p.Cgroup())
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	result, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()), Attach: ebpf.AttachCGroupInet6Connect})
+	return err == nil && len(result.Programs) > 0
 }
 
 // figure prints what was measured, and adds it to build/agent.txt.
