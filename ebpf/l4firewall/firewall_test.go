@@ -148,6 +148,22 @@ func (x *pair) counted(do func()) Counters {
 	return read(x.t, x.f, x.slot).minus(before)
 }
 
+// quiet waits until no packet is on its way any more: what closes a TCP connection
+// comes after the calls that used it have returned.
+func (x *pair) quiet() {
+	x.t.Helper()
+	before := read(x.t, x.f, x.slot)
+	for range 500 {
+		time.Sleep(20 * time.Millisecond)
+		now := read(x.t, x.f, x.slot)
+		if now == before {
+			return
+		}
+		before = now
+	}
+	x.t.Fatal("the pod is not quiet after 10 s")
+}
+
 // one is Counters of a single connection.
 func one(d Direction, v Verdict) (c [2][3]uint64) {
 	c[d][v] = 1
@@ -367,6 +383,7 @@ func TestLoopback(t *testing.T) {
 			target := x.target(p)
 			target.Own, target.HostNetwork = knows.own, knows.hostNW
 			must(t, f.Attach(target))
+			x.quiet()
 			got := x.counted(func() {
 				for _, address := range addresses {
 					for _, protocol := range []string{"tcp", "udp"} {
@@ -383,6 +400,7 @@ func TestLoopback(t *testing.T) {
 				if err := x.inside.Dial("tcp", "0.0.0.0:8080", long); err != nil {
 					t.Errorf("to the unspecified address: %v", err)
 				}
+				x.quiet()
 			})
 			if got.Connections != [2][3]uint64{} || got.Packets[Ingress] != got.Packets[Egress] || got.Packets[Ingress][UDP] == 0 {
 				t.Errorf("counted %+v, want packets only", got)
