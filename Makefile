@@ -13,6 +13,8 @@ PLATFORM ?=
 KUBECTL ?= kubectl
 # How long each fuzz test runs.
 FUZZTIME ?= 30s
+# How many packets fuzz-packets sends.
+PACKETS ?= 1000000
 # More flags for `go test`, such as TEST_FLAGS='-run TestName'.
 TEST_FLAGS ?=
 PACKAGES ?= ./...
@@ -98,6 +100,10 @@ cover: controlplane ## Run all tests and print their coverage, per package and i
 .PHONY: fuzz
 fuzz: ## Run each fuzz test for FUZZTIME=.
 	hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: fuzz-packets
+fuzz-packets: ## Send PACKETS= (1000000) packets at random through the firewall's programs, beside a reference (for nightly runs).
+	L4FIREWALL_FUZZ_PACKETS=$(PACKETS) go test -count=1 -timeout=60m -run='^TestParser' -v ./ebpf/l4firewall
 
 .PHONY: bench
 bench: controlplane ## Measure speed, memory and, as root, eBPF (build/bench/*.json).
