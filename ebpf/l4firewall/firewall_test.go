@@ -198,9 +198,12 @@ func TestTraffic(t *testing.T) {
 			for _, direction := range []Direction{Ingress, Egress} {
 				for _, protocol := range []Protocol{TCP, UDP} {
 					for family := range families {
-						for _, port := range []uint16{listed, other} {
-							x.check(p, direction, protocol, family, port)
-						}
+						t.Run(fmt.Sprintf("%v %s", direction, network(protocol, family)), func(t *testing.T) {
+							x.t = t
+							for _, port := range []uint16{listed, other} {
+								x.check(p, direction, protocol, family, port)
+							}
+						})
 					}
 				}
 			}

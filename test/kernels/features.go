@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/podconfigmap/podconfigmap-controller/internal/kernelfeature"
+	"github.com/podconfigmap/podconfigmap-controller/test/kernels/wire"
+)
+
+// newestSeries is the series of the newest kernel, whatever it is.
+const newestSeries = "newest"
+
+// allSeries are the kernels that are tested: of each, the newest that there is.
+var allSeries = []string{"5.10", "6.1", "6.12", newestSeries}
+
+// feature is a row of the table: what some tests show together.
+type feature struct {
+	name  string
+	tests []test
+}
+
+// test is one in the package of a job. Where sub is set, only those of its subtests
+// count whose last part is that.
+type test struct{ job, name, sub string }
+
+// jobs are the folders of the packages whose tests run.
+var jobs = map[string]string{
+	"syscallcount": "ebpf/syscallcount",
+	"l4firewall":   "ebpf/l4firewall",
+	"podslots":     "ebpf/podslots",
+	"podcgroup":    "internal/podcgroup",
+}
+
+// jobOrder is that of the jobs in the machine.
+var jobOrder = []string{"podslots", "podcgroup", "syscallcount", "l4firewall"}
+
+func counter(names ...string) []test  { return in("syscallcount", names) }
+func firewall(names ...string) []test { return in("l4firewall", names) }
+
+func in(job string, names []string) (list []test) {
+	for _, name := range names {
+		list = append(list, test{job: job, name: name})
+	}
+	return list
+}
+
+// groups are the parts of the table.
+var groups = []struct {
+	name     string
+	features []feature
+}{
+	{"Pods and their cgroups", []feature{
+		{"Cgroups are found as they appear, and their ids", in("podcgroup", []string{"TestTreeFindsPods", "TestTreeTellsReplacement", "TestFindRootHere", "TestID"})},
+		{"Pods keep their slots", in("podslots", []string{"TestSlots", "TestResize"})},
+	}},
+	{kernelfeature.SyscallCounter, []feature{
+		{"Loads, attaches, and leaves nothing when nothing is watched", counter("TestProbe", "TestAttachment")},
+		{"Exact on all CPUs, read in batches and singly", counter("TestExact")},
+		{"A new container's first call counts (`cgroup_mkdir`)", counter("TestFirstCall", "TestChurn")},
+		{"Filter by system call", counter("TestFilter")},
+		{"Counts per process", counter("TestPerPID")},
+		{"Restart of the agent: nothing lost, nothing twice", counter("TestRestart")},
+		{"Upgrade with another layout, and the way back", counter("TestLayoutChange")},
+		{"Killed agents", counter("TestKillUnderLoad")},
+		{"`Unwatch` zeroes, removed cgroups are forgotten", counter("TestUnwatch", "TestCgroupGone")},
+		{"More cgroups than there is room for", counter("TestFull")},
+		{"Without BTF: unsupported, with the reason", counter("TestProbeWithoutBTF")},
+	}},
+	{kernelfeature.L4Firewall, append(verdicts(),
+		feature{"Verdicts, parser and reference agree (`BPF_PROG_TEST_RUN`)", firewall("TestParserAgainstReference", "TestLoopbackDevicePasses")},
+		feature{"Fragments, IPv6 extension headers, ICMP", firewall("TestFragments", "TestExtensionHeaders", "TestEchoPasses")},
+		feature{"Loopback, other pods, hostNetwork", firewall("TestLoopback", "TestOtherPods", "TestHostNetwork")},
+		feature{"Change of rules: established connections and replies live on", firewall("TestHotChange")},
+		feature{"200 changes of policy under traffic: no gap, no leak", firewall("TestChangesWithoutGap")},
+		feature{"Upgrade with another layout, and the way back", firewall("TestLayoutChange")},
+		feature{"Agents come and go under traffic", firewall("TestAdoptionUnderTraffic")},
+		feature{"Replies end after 120 s; the table of flows may be full", firewall("TestFlowsAge", "TestFlowTable")},
+		feature{"Removed cgroups and pods leave no link, pin or count", firewall("TestGoneCgroups", "TestDetach")},
+		feature{"`" + kernelfeature.ConnectDenied + "`: refused at once", firewall("TestProbe")},
+	)},
+}
+
+// verdicts are the rows of single ways of traffic: each under every kind of policy.
+func verdicts() (list []feature) {
+	for _, direction := range []string{"ingress", "egress"} {
+		for _, network := range []string{"tcp4", "tcp6", "udp4", "udp6"} {
+			name := fmt.Sprintf("%s IPv%s %s: allowed, blocked, audited", strings.ToUpper(network[:3]), network[3:], direction)
+			list = append(list, feature{name, []test{{"l4firewall", "TestTraffic", direction + "_" + network}}})
+		}
+	}
+	return list
+}
+
+// plan is what a guest does on a kernel of that release.
+func plan(release [2]int) wire.Jobs {
+	var todo wire.Jobs
+	for _, job := range jobOrder {
+		var names []string
+		for _, g := range groups {
+			for _, f := range g.features {
+				for _, t := range f.tests {
+					if t.job == job && !slices.Contains(names, t.name) {
+						names = append(names, t.name)
+					}
+				}
+			}
+		}
+		todo.Tests = append(todo.Tests, wire.Job{Name: job, Args: []string{
+			"-test.v", "-test.timeout=0", "-test.run=^(" + strings.Join(names, "|") + ")$",
+		}})
+	}
+	needed := neededCapabilities(release)
+	todo.Trials = [][]string{needed}
+	for i := range needed {
+		todo.Trials = append(todo.Trials, append(append([]string{}, needed[:i]...), needed[i+1:]...))
+	}
+	return todo
+}
+
+// neededCapabilities are those that the agent's container has on such a kernel.
+func neededCapabilities(release [2]int) []string {
+	before := func(minor int) bool { return release[0] < 5 || release[0] == 5 && release[1] < minor }
+	switch {
+	case before(8):
+		return []string{"SYS_ADMIN", "NET_ADMIN", "SYS_RESOURCE"}
+	case before(11):
+		return []string{"BPF", "PERFMON", "NET_ADMIN", "SYS_RESOURCE"}
+	}
+	return []string{"BPF", "PERFMON", "NET_ADMIN"}
+}
+
+// wantsCapability tells whether a feature must fail without a capability.
+func wantsCapability(name, capability string) bool {
+	switch capability {
+	case "PERFMON":
+		return name == kernelfeature.SyscallCounter
+	case "NET_ADMIN":
+		return name != kernelfeature.SyscallCounter
+	}
+	return true
+}
+
+// tested is a test's end, as the testing package prints it.
+var tested = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+) \(`)

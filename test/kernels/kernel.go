@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// wantedModules are those that the tests' pods have their network of; all else is
+// built into Debian's kernels.
+var wantedModules = []string{"veth", "bridge"}
+
+// kernel is one that can be booted: a directory that holds vmlinuz, modules, and
+// modules.json, their names in an order in which they can be loaded.
+type kernel struct {
+	series  string // as it was asked for
+	version string // of Debian's package
+	dir     string
+}
+
+const (
+	imageFile   = "vmlinuz"
+	modulesFile = "modules.json"
+)
+
+// getKernel returns the newest kernel of a series, from the cache where that has it.
+func getKernel(ctx context.Context, a *archive, cache, series string) (kernel, error) {
+	prefix := series + "."
+	if series == newestSeries {
+		prefix = ""
+	}
+	meta, err := a.newest(ctx, prefix)
+	if err != nil {
+		return kernel{}, err
+	}
+	k := kernel{series: series, version: meta.version, dir: filepath.Join(cache, strings.ReplaceAll(meta.version, "~", "_"))}
+	if exists(k.dir) {
+		return k, nil
+	}
+	packages, err := a.packages(ctx, meta)
+	if err != nil {
+		return k, err
+	}
+	fresh, err := os.MkdirTemp(cache, "fresh-")
+	if err != nil {
+		return k, err
+	}
+	defer os.RemoveAll(fresh)
+	tree, kept := filepath.Join(fresh, "tree"), filepath.Join(fresh, "kept")
+	if err := a.fetch(ctx, packages, tree); err != nil {
+		return k, err
+	}
+	if err := keep(ctx, tree, kept); err != nil {
+		return k, fmt.Errorf("looking for the kernel in %v: %w", packages, err)
+	}
+	return k, os.Rename(kept, k.dir)
+}
+
+// keep copies what a boot needs from an unpacked kernel.
+func keep(ctx context.Context, tree, to string) error {
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	images, modules := map[string]string{}, map[string]string{}
+	err := filepath.WalkDir(tree, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		name := entry.Name()
+		if strings.HasPrefix(name, "vmlinuz") {
+			images[name] = path
+		} else if base, extension, ok := strings.Cut(name, ".ko"); ok && (extension == "" || extension == ".xz") {
+			modules[strings.ReplaceAll(base, "-", "_")] = path
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(images) != 1 {
+		return fmt.Errorf("%d images, not one: %v", len(images), images)
+	}
+	for _, path := range images {
+		if err := os.Rename(path, filepath.Join(to, imageFile)); err != nil {
+			return err
+		}
+	}
+	return keepModules(ctx, modules, to)
+}
+
+// keepModules copies the wanted modules and what they depend on.
+func keepModules(ctx context.Context, modules map[string]string, to string) error {
+	order := []string{}
+	var visit func(name string) error
+	visit = func(name string) error {
+		path, ok := modules[name]
+		if file := name + ".ko"; !ok || slices.Contains(order, file) {
+			return nil // What is no module is built in.
+		}
+		data, err := readModule(ctx, path)
+		if err != nil {
+			return err
+		}
+		needs, err := dependencies(data)
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", path, err)
+		}
+		for _, need := range needs {
+			if err := visit(need); err != nil {
+				return err
+			}
+		}
+		order = append(order, name+".ko")
+		return os.WriteFile(filepath.Join(to, name+".ko"), data, 0o644)
+	}
+	for _, name := range wantedModules {
+		if err := visit(name); err != nil {
+			return err
+		}
+	}
+	list, err := json.Marshal(order)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(to, modulesFile), list, 0o644)
+}
+
+func readModule(ctx context.Context, path string) ([]byte, error) {
+	if strings.HasSuffix(path, ".xz") {
+		return exec.CommandContext(ctx, "xz", "-dc", path).Output()
+	}
+	return os.ReadFile(path)
+}
+
+// dependencies returns the names of the modules that must be loaded before one. The
+// packages have no modules.dep: that is made at installation, from the same place.
+func dependencies(module []byte) ([]string, error) {
+	file, err := elf.NewFile(bytes.NewReader(module))
+	if err != nil {
+		return nil, err
+	}
+	section := file.Section(".modinfo")
+	if section == nil {
+		return nil, fmt.Errorf("no section .modinfo")
+	}
+	info, err := section.Data()
+	if err != nil {
+		return nil, err
+	}
+	for _, field := range bytes.Split(info, []byte{0}) {
+		if list, ok := strings.CutPrefix(string(field), "depends="); ok && list != "" {
+			return strings.Split(strings.ReplaceAll(list, "-", "_"), ","), nil
+		}
+	}
+	return nil, nil
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/podconfigmap/podconfigmap-controller/test/kernels/wire"
+)
+
+// patience is after how long a machine that says nothing more is given up. It is no
+// measure of speed: the emulation is slow, and the host may be busy.
+const patience = 10 * time.Minute
+
+// boot runs a kernel with an initramfs in QEMU and hands each message of the guest to
+// receive. It returns after the machine has ended. What the kernel says goes to the
+// file console.
+func boot(ctx context.Context, k kernel, initrd, console string, receive func(wire.Message)) error {
+	out, in, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
+		// With thread=multi kernels panicked now and then.
+		"-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "1536",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-serial", "file:"+console,
+		"-serial", "stdio",
+		"-kernel", filepath.Join(k.dir, imageFile), "-initrd", initrd,
+		"-append", "console=ttyS0 quiet panic=-1")
+	cmd.Stdout, cmd.Stderr = in, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err = cmd.Start()
+	if err := errors.Join(err, in.Close()); err != nil {
+		return fmt.Errorf("starting a machine: %w", err)
+	}
+	heard := listen(out, cmd.Process, receive)
+	err = cmd.Wait()
+	return errors.Join(heard, err)
+}
+
+// listen reads messages until the last; a machine that is silent too long is ended.
+func listen(out io.Reader, machine *os.Process, receive func(wire.Message)) error {
+	silence := time.AfterFunc(patience, func() { _ = machine.Kill() })
+	defer silence.Stop()
+	ended := false
+	reader := bufio.NewReader(out)
+	for {
+		line, err := reader.ReadBytes('\n')
+		silence.Reset(patience)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("reading what the machine says: %w", err)
+		}
+		var message wire.Message
+		if err := json.Unmarshal(line, &message); err != nil {
+			return fmt.Errorf("reading what the machine says: %w: %q", err, line)
+		}
+		ended = ended || message.End
+		receive(message)
+	}
+	if !ended {
+		return errors.New("the machine ended before it had done its work")
+	}
+	return nil
+}
