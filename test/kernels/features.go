@@ -111,7 +111,7 @@ func plan(release [2]int) wire.Jobs {
 			}
 		}
 		todo.Tests = append(todo.Tests, wire.Job{Name: job, Args: []string{
-			"-test.v", "-test.timeout=0", "-test.run=^(" + strings.Join(names, "|") + ")$",
+			"-test.v", "-test.short", "-test.timeout=5m", "-test.run=^(" + strings.Join(names, "|") + ")$",
 		}})
 	}
 	needed := neededCapabilities(release)
@@ -120,6 +120,26 @@ func plan(release [2]int) wire.Jobs {
 		todo.Trials = append(todo.Trials, append(append([]string{}, needed[:i]...), needed[i+1:]...))
 	}
 	return todo
+}
+
+// some returns only one job, with its own pattern where only has one (JOB=TESTS); or
+// the trials.
+func some(todo wire.Jobs, only string) wire.Jobs {
+	name, pattern, _ := strings.Cut(only, "=")
+	var few wire.Jobs
+	if name == "trials" {
+		few.Trials = todo.Trials
+	}
+	for _, job := range todo.Tests {
+		if job.Name != name {
+			continue
+		}
+		if pattern != "" {
+			job.Args[len(job.Args)-1] = "-test.run=" + pattern
+		}
+		few.Tests = append(few.Tests, job)
+	}
+	return few
 }
 
 // neededCapabilities are those that the agent's container has on such a kernel.
