@@ -45,6 +45,15 @@ func openBuild(t testing.TB, o Options, b build) *Firewall {
 	return f
 }
 
+// rounds is how often a test does something: fewer times where it is to be short,
+// on emulated machines.
+func rounds(all, short int) int {
+	if testing.Short() {
+		return short
+	}
+	return all
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
@@ -405,7 +414,10 @@ func TestLoopback(t *testing.T) {
 				}
 				x.quiet()
 			})
-			if got.Connections != [2][3]uint64{} || got.Packets[Ingress] != got.Packets[Egress] || got.Packets[Ingress][UDP] == 0 {
+			// Older kernels do not show a program what they send for a connection
+			// that has no socket any more.
+			in, out := got.Packets[Ingress], got.Packets[Egress]
+			if got.Connections != [2][3]uint64{} || in[UDP] != out[UDP] || in[UDP] == 0 || in[TCP] < out[TCP] || out[TCP] == 0 {
 				t.Errorf("counted %+v, want packets only", got)
 			}
 			if err := x.inside.Dial("tcp", at(x.other.IPv4(), 8080), long); !errors.Is(err, syscall.EPERM) {

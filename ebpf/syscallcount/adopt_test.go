@@ -36,7 +36,7 @@ func TestRestart(t *testing.T) {
 	watchPod(t, c, 4, pods, Settings{PerPID: true})
 	w := newWorker(t, makeCgroup(t, pods, "container"))
 	w.do("begin")
-	for range 20 {
+	for range rounds(20, 4) {
 		closeCounter(t, c)
 		c = counter(t, dir)
 		if complete, ok := c.Watched()[4]; !ok || !complete {
@@ -74,7 +74,7 @@ func TestLayoutChange(t *testing.T) {
 	one.do("begin")
 	two.do("begin")
 	made := int64(0)
-	for i := range 12 {
+	for i := range rounds(12, 4) {
 		closeCounter(t, c)
 		o := []opener{opening(dir, oldLayout, 16), opening(dir, current, 16), opening(dir, current, 64)}[i%3]
 		stop, churned := make(chan struct{}), make(chan int64)
@@ -223,7 +223,7 @@ func TestKillUnderLoad(t *testing.T) {
 	closeCounter(t, c)
 	w := newWorker(t, makeCgroup(t, pods, "container"))
 	w.do("begin")
-	for range 10 {
+	for range rounds(10, 3) {
 		cmd := command("agent", dir)
 		out, err := cmd.StdoutPipe()
 		if err == nil {

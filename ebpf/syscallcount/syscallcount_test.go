@@ -49,7 +49,7 @@ func TestFirstCall(t *testing.T) {
 	c, pods := counter(t, newBPFFS(t)), newPods(t)
 	pod := makeCgroup(t, pods, "pod")
 	watchPod(t, c, 0, pod, Settings{})
-	for i := range 20 {
+	for i := range rounds(20, 5) {
 		w := newWorker(t, makeCgroup(t, pod, fmt.Sprint("container", i), "nested"))
 		w.do("calls %d 1 0", knownCall)
 		w.end()
@@ -204,7 +204,7 @@ func TestChurn(t *testing.T) {
 		}
 		done <- calls
 	}()
-	for range 300 {
+	for range rounds(300, 50) {
 		watchPod(t, c, 5, pod, Settings{})
 	}
 	stop.Store(true)
@@ -236,7 +236,7 @@ func TestCgroupGone(t *testing.T) {
 		}
 	}()
 	watched, missing := 0, 0
-	for range 300 {
+	for range rounds(300, 50) {
 		err := c.Watch(1, pod, Settings{})
 		switch {
 		case err == nil:
@@ -267,7 +267,7 @@ func TestUnwatch(t *testing.T) {
 	watchPod(t, c, 8, neighbour, Settings{})
 	quiet.do("calls %d 40 0", knownCall)
 	busy.do("begin")
-	for range 10 {
+	for range rounds(10, 3) {
 		watchPod(t, c, 7, former, Settings{PerPID: true})
 		if err := c.Unwatch(7); err != nil {
 			t.Fatal(err)

@@ -101,6 +101,15 @@ func work([]string) error {
 	return lines.Err()
 }
 
+// rounds is how often a test does something: fewer times where it is to be short,
+// on emulated machines.
+func rounds(all, short int) int {
+	if testing.Short() {
+		return short
+	}
+	return all
+}
+
 func pin(cpu int) error {
 	runtime.LockOSThread()
 	var set unix.CPUSet

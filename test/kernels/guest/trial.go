@@ -24,8 +24,12 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/test/kernels/wire"
 )
 
-// capabilitiesVariable has the names of those that a trial keeps.
-const capabilitiesVariable = "GUEST_CAPABILITIES"
+// What a trial is told: the capabilities to keep, and where to pin and attach.
+const (
+	capabilitiesVariable = "GUEST_CAPABILITIES"
+	pinsVariable         = "GUEST_PINS"
+	cgroupVariable       = "GUEST_CGROUP"
+)
 
 var capabilityNumbers = map[string]int{
 	"BPF": unix.CAP_BPF, "PERFMON": unix.CAP_PERFMON, "NET_ADMIN": unix.CAP_NET_ADMIN,
@@ -35,8 +39,21 @@ var capabilityNumbers = map[string]int{
 // runTrial tries the features in a process with no other capabilities: as root,
 // as the agent's container is.
 func runTrial(capabilities []string) (*wire.Trial, error) {
+	cgroup, err := os.MkdirTemp("/sys/fs/cgroup", "trial-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(cgroup)
+	pins, err := os.MkdirTemp("/sys/fs/bpf", "trial-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(pins)
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{"PATH=/", "HOME=/tmp", stage + "=" + stageDrop, capabilitiesVariable + "=" + strings.Join(capabilities, ",")}
+	cmd.Env = []string{
+		"PATH=/", "HOME=/tmp", stage + "=" + stageDrop, capabilitiesVariable + "=" + strings.Join(capabilities, ","),
+		pinsVariable + "=" + pins, cgroupVariable + "=" + cgroup,
+	}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -70,22 +87,16 @@ func drop() error {
 			return fmt.Errorf("giving up capability %d: %w", c, err)
 		}
 	}
-	return syscall.Exec("/proc/self/exe", []string{"guest"}, []string{"PATH=/", "HOME=/tmp", stage + "=" + stageTry})
+	if err := os.Setenv(stage, stageTry); err != nil {
+		return err
+	}
+	return syscall.Exec("/proc/self/exe", []string{"guest"}, os.Environ())
 }
 
 // try probes the features, uses them where the probe says that they can be, and
 // prints what became of each.
 func try() error {
-	cgroup, err := os.MkdirTemp("/sys/fs/cgroup", "trial-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(cgroup)
-	dir, err := os.MkdirTemp("/sys/fs/bpf", "trial-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
+	dir, cgroup := os.Getenv(pinsVariable), os.Getenv(cgroupVariable)
 	outcomes := map[string]wire.Outcome{
 		kernelfeature.SyscallCounter: outcome(syscallcount.Probe(), func() error { return useCounter(dir, cgroup) }),
 		kernelfeature.L4Firewall:     outcome(l4firewall.Probe(), func() error { return useFirewall(dir, cgroup) }),
