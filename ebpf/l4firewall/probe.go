@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -29,13 +30,22 @@ func ProbeConnectDenied() error {
 
 func probe(feature, remedy string, which ...hook) error {
 	err := tryPrograms(which)
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.Is(err, unix.EPERM):
-		remedy = "give the agent the capabilities BPF, NET_ADMIN and PERFMON (before Linux 5.11: SYS_ADMIN, NET_ADMIN and SYS_RESOURCE)"
 	}
-	return &kernelfeature.Unsupported{Feature: feature, Reason: err.Error(), Remedy: remedy}
+	reason := err.Error()
+	// The verifier says EACCES to what it allows only with PERFMON.
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		missing, capErr := kernelfeature.MissingCapabilities(unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN)
+		switch {
+		case capErr != nil:
+			reason = errors.Join(err, capErr).Error()
+		case len(missing) > 0:
+			reason = "the process lacks the capability " + strings.Join(missing, " and ")
+			remedy = "grant it to the agent"
+		}
+	}
+	return &kernelfeature.Unsupported{Feature: feature, Reason: reason, Remedy: remedy}
 }
 
 func tryPrograms(which []hook) error {

@@ -74,7 +74,7 @@ func TestLayoutChange(t *testing.T) {
 	one.do("begin")
 	two.do("begin")
 	made := int64(0)
-	for i := range rounds(12, 4) {
+	for i := range rounds(12, 3) {
 		closeCounter(t, c)
 		o := []opener{opening(dir, oldLayout, 16), opening(dir, current, 16), opening(dir, current, 64)}[i%3]
 		stop, churned := make(chan struct{}), make(chan int64)

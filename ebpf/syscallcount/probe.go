@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -100,50 +99,13 @@ func explain(err error) error {
 
 // explainRights says which capability the process lacks.
 func explainRights(err error) error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var held [2]unix.CapUserData
-	if capErr := unix.Capget(&header, &held[0]); capErr != nil {
+	missing, capErr := kernelfeature.MissingCapabilities(unix.CAP_BPF, unix.CAP_PERFMON)
+	if capErr != nil {
 		return errors.Join(err, capErr)
 	}
-	effective := uint64(held[0].Effective) | uint64(held[1].Effective)<<32
-	var kernel unix.Utsname
-	if unameErr := unix.Uname(&kernel); unameErr != nil {
-		return errors.Join(err, unameErr)
-	}
-	missing := missingCapabilities(effective, unix.ByteSliceToString(kernel.Release[:]))
 	if len(missing) == 0 {
 		return unsupported("the kernel refuses although the process has the capabilities: "+err.Error(),
 			"look for a user namespace, a seccomp profile or the kernel's lockdown")
 	}
 	return unsupported("the process lacks the capability "+strings.Join(missing, " and "), "grant it to the agent")
-}
-
-// missingCapabilities returns the names of what is needed, but not in effective, on a
-// kernel of that release, such as "5.10.0-28-amd64".
-func missingCapabilities(effective uint64, release string) []string {
-	var major, minor int
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		// Not a release of Linux: as for the newest.
-		major = math.MaxInt
-	}
-	before := func(m, n int) bool { return major < m || major == m && minor < n }
-	has := func(capability int) bool { return effective&(1<<capability) != 0 }
-	var missing []string
-	need := func(capability int, name string) {
-		if !has(capability) {
-			missing = append(missing, name)
-		}
-	}
-	switch {
-	case before(5, 8):
-		need(unix.CAP_SYS_ADMIN, "SYS_ADMIN")
-	case !has(unix.CAP_SYS_ADMIN):
-		need(unix.CAP_BPF, "BPF")
-		need(unix.CAP_PERFMON, "PERFMON")
-	}
-	if before(5, 11) {
-		// BPF memory counts against RLIMIT_MEMLOCK, which has to be lifted.
-		need(unix.CAP_SYS_RESOURCE, "SYS_RESOURCE")
-	}
-	return missing
 }

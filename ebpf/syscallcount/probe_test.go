@@ -154,34 +154,3 @@ func TestExplain(t *testing.T) {
 		})
 	}
 }
-
-func TestMissingCapabilities(t *testing.T) {
-	set := func(capabilities ...int) (mask uint64) {
-		for _, c := range capabilities {
-			mask |= 1 << c
-		}
-		return mask
-	}
-	bpf, perfmon, admin, resource := unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_SYS_ADMIN, unix.CAP_SYS_RESOURCE
-	for name, tc := range map[string]struct {
-		held    uint64
-		release string
-		want    string
-	}{
-		"new, enough":             {set(bpf, perfmon), "6.18.44", ""},
-		"new, no PERFMON":         {set(bpf), "6.1.0-18-amd64", "PERFMON"},
-		"new, no BPF":             {set(perfmon), "5.15.0", "BPF"},
-		"new, SYS_ADMIN for both": {set(admin), "5.11.0", ""},
-		"5.10 limits memory":      {set(bpf, perfmon), "5.10.0-28-amd64", "SYS_RESOURCE"},
-		"5.10, enough":            {set(bpf, perfmon, resource), "5.10.0", ""},
-		"5.4, the new ones":       {set(bpf, perfmon), "5.4.0-150-generic", "SYS_ADMIN SYS_RESOURCE"},
-		"5.4, enough":             {set(admin, resource), "5.4.0", ""},
-		"no release":              {0, "strange", "BPF PERFMON"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if got := strings.Join(missingCapabilities(tc.held, tc.release), " "); got != tc.want {
-				t.Errorf("missing %q, want %q", got, tc.want)
-			}
-		})
-	}
-}

@@ -26,6 +26,9 @@ import (
 // The test binary runs itself in these roles, as processes of pods and as agents.
 const roleVariable = "SYSCALLCOUNT_TEST_ROLE"
 
+// shortVariable tells them that the test is to be short.
+const shortVariable = "SYSCALLCOUNT_TEST_SHORT"
+
 var roles = map[string]func([]string) error{
 	"worker":   work,
 	"crash":    crash,
@@ -55,6 +58,9 @@ const (
 func command(role string, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	if testing.Short() {
+		cmd.Env = append(cmd.Env, shortVariable+"=1")
+	}
 	cmd.Stderr = os.Stderr
 	return cmd
 }
@@ -160,6 +166,10 @@ type loadRun struct {
 
 func startLoad() *loadRun {
 	l := &loadRun{}
+	pause := 20 * time.Microsecond
+	if os.Getenv(shortVariable) != "" {
+		pause = time.Millisecond
+	}
 	for cpu := range runtime.NumCPU() {
 		l.wg.Go(func() {
 			if err := pin(cpu); err != nil {
@@ -171,7 +181,7 @@ func startLoad() *loadRun {
 				}
 				l.total.Add(100)
 				// Leave some of the machine to the agent.
-				time.Sleep(20 * time.Microsecond)
+				time.Sleep(pause)
 			}
 		})
 	}

@@ -32,8 +32,9 @@ func boot(ctx context.Context, k kernel, initrd, console string, receive func(wi
 	}
 	defer out.Close()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		// With thread=multi kernels panicked now and then.
-		"-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "1536",
+		// With thread=multi kernels panicked now and then, and Linux 6.12 faults
+		// where QEMU 7.2 emulates cmpxchg16b.
+		"-accel", "tcg,thread=single", "-cpu", "max,la57=off,cx16=off", "-smp", "2", "-m", "1536",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "file:"+console,
 		"-serial", "stdio",

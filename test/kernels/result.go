@@ -90,15 +90,15 @@ func missingFrom(all, some []string) string {
 
 // judgeOutcome says what is wrong with the outcome of a feature without a capability.
 func judgeOutcome(name, missing string, outcome wire.Outcome) string {
-	needed := missing != "" && wantsCapability(name, missing)
+	must, may := needs(name, missing)
 	switch {
 	case outcome.Wrong != "":
 		return outcome.Wrong
-	case !needed:
+	case !may:
 		return outcome.Unsupported
-	case outcome.Unsupported == "":
+	case outcome.Unsupported == "" && must:
 		return "works without " + missing
-	case !strings.Contains(outcome.Unsupported, missing):
+	case outcome.Unsupported != "" && !strings.Contains(outcome.Unsupported, missing):
 		return "does not name " + missing + ": " + outcome.Unsupported
 	}
 	return ""

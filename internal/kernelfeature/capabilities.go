@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernelfeature
+
+import (
+	"fmt"
+	"math"
+
+	"golang.org/x/sys/unix"
+)
+
+// MissingCapabilities returns the names, without CAP_, of what this process needs for
+// BPF programs on this kernel, and does not have. wanted are of CAP_BPF, CAP_PERFMON
+// and CAP_NET_ADMIN; on older kernels others stand for them, or are needed besides.
+func MissingCapabilities(wanted ...int) ([]string, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var held [2]unix.CapUserData
+	if err := unix.Capget(&header, &held[0]); err != nil {
+		return nil, fmt.Errorf("reading the process's capabilities: %w", err)
+	}
+	var kernel unix.Utsname
+	if err := unix.Uname(&kernel); err != nil {
+		return nil, fmt.Errorf("reading the kernel's release: %w", err)
+	}
+	effective := uint64(held[0].Effective) | uint64(held[1].Effective)<<32
+	return missing(effective, unix.ByteSliceToString(kernel.Release[:]), wanted...), nil
+}
+
+// missing is MissingCapabilities of a process with such a set, on a kernel of such a
+// release ("5.10.0-28-amd64").
+func missing(effective uint64, release string, wanted ...int) []string {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		// Not a release of Linux: as for the newest.
+		major = math.MaxInt
+	}
+	before := func(m, n int) bool { return major < m || major == m && minor < n }
+	has := func(capability int) bool { return effective&(1<<capability) != 0 }
+	var names []string
+	if before(5, 8) && !has(unix.CAP_SYS_ADMIN) {
+		names = append(names, "SYS_ADMIN")
+	}
+	for _, capability := range wanted {
+		name := map[int]string{unix.CAP_BPF: "BPF", unix.CAP_PERFMON: "PERFMON", unix.CAP_NET_ADMIN: "NET_ADMIN"}[capability]
+		// SYS_ADMIN stands for the two that Linux 5.8 split off from it.
+		split := capability != unix.CAP_NET_ADMIN
+		if !has(capability) && (!split || !before(5, 8) && !has(unix.CAP_SYS_ADMIN)) {
+			names = append(names, name)
+		}
+	}
+	// BPF memory counted against RLIMIT_MEMLOCK, which has to be lifted.
+	if before(5, 11) && !has(unix.CAP_SYS_RESOURCE) {
+		names = append(names, "SYS_RESOURCE")
+	}
+	return names
+}
