@@ -8,9 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // hook is the stub on sys_enter, which does no more than jump to the program that is
@@ -20,6 +22,9 @@ type hook struct {
 	enter link.Link
 	dir   string
 }
+
+// leaving is how long a link that nobody holds any more may stay attached.
+const leaving = 10 * time.Second
 
 // adoptHook opens the hook that is pinned in dir; nil where there is none. Half a
 // hook is deleted.
@@ -110,7 +115,7 @@ func (h *hook) close() error {
 // attachPinned attaches program to a raw tracepoint, and puts the link in the place of
 // what is pinned at path. The two overlap for a moment.
 func attachPinned(program *ebpf.Program, tracepoint, path string) (link.Link, error) {
-	attached, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: tracepoint, Program: program})
+	attached, err := attachTracepoint(program, tracepoint)
 	if err != nil {
 		return nil, fmt.Errorf("attaching to the tracepoint %s: %w", tracepoint, err)
 	}
@@ -131,4 +136,15 @@ func attachPinned(program *ebpf.Program, tracepoint, path string) (link.Link, er
 		return nil, errors.Join(fmt.Errorf("pinning the link of %s: %w", tracepoint, err), removePin(pending), attached.Close())
 	}
 	return attached, nil
+}
+
+// attachTracepoint attaches program to a raw tracepoint. Older kernels take a program
+// only once, and a link whose last pin was removed leaves a moment later.
+func attachTracepoint(program *ebpf.Program, tracepoint string) (link.Link, error) {
+	for end := time.Now().Add(leaving); ; time.Sleep(time.Millisecond) {
+		attached, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: tracepoint, Program: program})
+		if !errors.Is(err, unix.EEXIST) || time.Now().After(end) {
+			return attached, err
+		}
+	}
 }
