@@ -29,12 +29,7 @@ func MissingCapabilities(wanted ...int) ([]string, error) {
 // missing is MissingCapabilities of a process with such a set, on a kernel of such a
 // release ("5.10.0-28-amd64").
 func missing(effective uint64, release string, wanted ...int) []string {
-	var major, minor int
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		// Not a release of Linux: as for the newest.
-		major = math.MaxInt
-	}
-	before := func(m, n int) bool { return major < m || major == m && minor < n }
+	before := olderThan(release)
 	has := func(capability int) bool { return effective&(1<<capability) != 0 }
 	var names []string
 	if before(5, 8) && !has(unix.CAP_SYS_ADMIN) {
@@ -53,4 +48,14 @@ func missing(effective uint64, release string, wanted ...int) []string {
 		names = append(names, "SYS_RESOURCE")
 	}
 	return names
+}
+
+// olderThan returns a test whether a release is before a version.
+func olderThan(release string) func(major, minor int) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		// Not a release of Linux: as for the newest.
+		major = math.MaxInt
+	}
+	return func(m, n int) bool { return major < m || major == m && minor < n }
 }

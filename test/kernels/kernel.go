@@ -71,19 +71,7 @@ func keep(ctx context.Context, tree, to string) error {
 	if err := os.MkdirAll(to, 0o755); err != nil {
 		return err
 	}
-	images, modules := map[string]string{}, map[string]string{}
-	err := filepath.WalkDir(tree, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		name := entry.Name()
-		if strings.HasPrefix(name, "vmlinuz") {
-			images[name] = path
-		} else if base, extension, ok := strings.Cut(name, ".ko"); ok && (extension == "" || extension == ".xz") {
-			modules[strings.ReplaceAll(base, "-", "_")] = path
-		}
-		return nil
-	})
+	images, modules, err := findKernel(tree)
 	if err != nil {
 		return err
 	}
@@ -96,6 +84,24 @@ func keep(ctx context.Context, tree, to string) error {
 		}
 	}
 	return keepModules(ctx, modules, to)
+}
+
+// findKernel finds the images and the modules of an unpacked kernel by their names.
+func findKernel(tree string) (images, modules map[string]string, err error) {
+	images, modules = map[string]string{}, map[string]string{}
+	err = filepath.WalkDir(tree, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		name := entry.Name()
+		if strings.HasPrefix(name, "vmlinuz") {
+			images[name] = path
+		} else if base, extension, ok := strings.Cut(name, ".ko"); ok && (extension == "" || extension == ".xz") {
+			modules[strings.ReplaceAll(base, "-", "_")] = path
+		}
+		return nil
+	})
+	return images, modules, err
 }
 
 // keepModules copies the wanted modules and what they depend on.
