@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -394,9 +395,38 @@ func wantCalls(t testing.TB, c *Counter, slot uint32, number int, want int64) {
 	if !ok {
 		t.Fatalf("slot %d is not watched", slot)
 	}
-	if got := int64(row[number]); got != want {
+	got := int64(row[number])
+	if skipped := skippedByKernel(t, c); got < want && want-got <= skipped {
+		t.Logf("skipped by the kernel: %d of %d calls", want-got, want)
+		return
+	}
+	if got != want {
 		t.Errorf("slot %d: %d calls of number %d, want %d (%+d)", slot, got, number, want, got-want)
 	}
+}
+
+// skippedByKernel returns how often the kernel did not run the stub. Some time between
+// Linux 6.12 and 7.2 it has begun to preempt programs on sys_enter, and until the one
+// that was preempted goes on, that CPU has no other run of it.
+func skippedByKernel(t testing.TB, c *Counter) int64 {
+	t.Helper()
+	if c.hook == nil {
+		return 0
+	}
+	info, err := c.hook.enter.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stub, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stub.Close()
+	stats, err := stub.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int64(stats.RecursionMisses)
 }
 
 // linksOf returns the IDs of what a Counter has attached.

@@ -169,5 +169,9 @@ func needs(name, capability string) (must, may bool) {
 	return true, true
 }
 
+// skippedByKernel is what the tests of syscallcount log where calls are missing, but
+// not more than the kernel itself says that it has kept from the program.
+const skippedByKernel = "skipped by the kernel: "
+
 // tested is a test's end, as the testing package prints it.
 var tested = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+) \(`)

@@ -18,14 +18,18 @@ type result struct {
 	Kernel          wire.Kernel
 	Tests           map[string]string // "job TestName/sub": PASS, FAIL or SKIP
 	Trials          []wire.Trial
+	// Skipped: the tests in which the kernel is known to have run programs less often
+	// than it had to.
+	Skipped map[string]bool
 	// Problems is all that is not as it must be; empty is well.
 	Problems []string
 	log      io.Writer
 	began    time.Time
+	running  string // the test that runs
 }
 
 func newResult(k kernel, log io.Writer) *result {
-	return &result{Series: k.series, Version: k.version, Tests: map[string]string{}, log: log, began: time.Now()}
+	return &result{Series: k.series, Version: k.version, Tests: map[string]string{}, Skipped: map[string]bool{}, log: log, began: time.Now()}
 }
 
 // receive takes a message of the guest.
@@ -34,16 +38,27 @@ func (r *result) receive(m wire.Message) {
 	case m.Kernel != nil:
 		r.Kernel = *m.Kernel
 	case m.Output != nil:
-		fmt.Fprintf(r.log, "%7.2f %s: %s\n", time.Since(r.began).Seconds(), m.Output.Job, m.Output.Line)
-		if end := tested.FindStringSubmatch(m.Output.Line); end != nil {
-			r.Tests[m.Output.Job+" "+end[2]] = end[1]
-		}
+		r.read(m.Output.Job, m.Output.Line)
 	case m.Exit != nil && m.Exit.Error != "":
 		r.problem("the tests of %s end with: %s", m.Exit.Job, m.Exit.Error)
 	case m.Trial != nil:
 		r.Trials = append(r.Trials, *m.Trial)
 	case m.Broken != "":
 		r.problem("the guest: %s", m.Broken)
+	}
+}
+
+// read takes a line of a test binary.
+func (r *result) read(job, line string) {
+	fmt.Fprintf(r.log, "%7.2f %s: %s\n", time.Since(r.began).Seconds(), job, line)
+	if begun, ok := strings.CutPrefix(line, "=== RUN   "); ok {
+		r.running, _, _ = strings.Cut(begun, "/")
+	}
+	if strings.Contains(line, skippedByKernel) {
+		r.Skipped[job+" "+r.running] = true
+	}
+	if end := tested.FindStringSubmatch(line); end != nil {
+		r.Tests[job+" "+end[2]] = end[1]
 	}
 }
 
