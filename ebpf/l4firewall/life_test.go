@@ -396,6 +396,28 @@ func TestLayoutChange(t *testing.T) {
 	checkPins(t, n.BPFFS())
 }
 
+// A cgroup that goes between two looks at its links is gone, and no more than that.
+func TestCgroupGoesDuringAdoption(t *testing.T) {
+	n := sandbox.New(t)
+	f := openFirewall(t, Options{Dir: n.BPFFS()})
+	pod := n.Pod(sandbox.PodOptions{NoNetwork: true})
+	p := Compile([]Rules{both(Rules{Block: true})}, nil)
+	must(t, f.Attach(Target{UID: pod.UID(), Cgroup: pod.Cgroup(), Policy: p}))
+	a := f.attached[pod.UID()]
+	pod.RemoveCgroup()
+	for deadline := time.Now().Add(long); !a.gone() && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	table := f.policies
+	f.policies = nil // As it is at that time.
+	must(t, f.dropDetached())
+	f.policies = table
+	if a.cgroup != 0 || a.policies != [hooks]uint32{} || a.links[ingress] == nil {
+		t.Errorf("adopted as %+v", a)
+	}
+	must(t, f.Detach(pod.UID()))
+}
+
 func TestGoneCgroups(t *testing.T) {
 	n := sandbox.New(t)
 	f := openFirewall(t, Options{Dir: n.BPFFS()})

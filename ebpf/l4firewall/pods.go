@@ -77,23 +77,49 @@ func (f *Firewall) adoptLinks() error {
 }
 
 // dropDetached lets go of single links that an agent detached before it was
-// killed. Where all of them are, the pod's detaching has to be finished.
+// killed. Where all of them are, the pod's detaching has to be finished, or its
+// cgroup has gone just now.
 func (f *Firewall) dropDetached() error {
 	for _, a := range f.attached {
-		for h, l := range a.links {
-			if l == nil || a.cgroup == 0 {
-				continue
-			}
-			info, err := l.Info()
-			if err == nil && info.Cgroup().CgroupId == 0 {
-				err = f.drop(a, hook(h))
-			}
-			if err != nil {
+		if a.cgroup == 0 {
+			continue
+		}
+		detached, all, err := a.detached()
+		if err != nil {
+			return fmt.Errorf("adopting the links of pod %q: %w", a.uid, err)
+		}
+		if all {
+			a.cgroup, a.policies = 0, [hooks]uint32{}
+			continue
+		}
+		for _, h := range detached {
+			a.policies[h] = 0 // Not referred to: the table of policies is not open yet.
+			if err := f.drop(a, h); err != nil {
 				return fmt.Errorf("adopting the links of pod %q: %w", a.uid, err)
 			}
 		}
 	}
 	return nil
+}
+
+// detached returns the links that are attached to nothing, and whether all are.
+func (a *attachment) detached() (list []hook, all bool, err error) {
+	all = true
+	for h, l := range a.links {
+		if l == nil {
+			continue
+		}
+		info, err := l.Info()
+		if err != nil {
+			return nil, false, err
+		}
+		if info.Cgroup().CgroupId == 0 {
+			list = append(list, hook(h))
+		} else {
+			all = false
+		}
+	}
+	return list, all, nil
 }
 
 // adopt learns where a link is attached, and which policy it has.

@@ -80,7 +80,7 @@ var groups = []struct {
 		feature{"Upgrade with another layout, and the way back", firewall("TestLayoutChange")},
 		feature{"Agents come and go under traffic", firewall("TestAdoptionUnderTraffic")},
 		feature{"Replies end 120 s after the last packet", firewall("TestFlowsAge")},
-		feature{"Removed cgroups and pods leave no link, pin or count", firewall("TestGoneCgroups", "TestDetach")},
+		feature{"Removed cgroups and pods leave no link, pin or count", firewall("TestGoneCgroups", "TestCgroupGoesDuringAdoption", "TestDetach")},
 		feature{"`" + kernelfeature.ConnectDenied + "`: refused at once", firewall("TestProbe")},
 	)},
 }
