@@ -52,7 +52,7 @@ type life struct {
 	parent   uintptr
 
 	// What became of it.
-	attempts, through, denied, unanswered, failed, errno uint64
+	through, denied, unanswered, failed, errno uint64
 
 	// Room for what the child's system calls read and write.
 	poll   unix.PollFd
@@ -128,11 +128,14 @@ func (b *Newborn) PID() int { return b.pid }
 // Counts is what it has seen so far.
 func (b *Newborn) Counts() NewbornCounts {
 	l := b.life()
-	return NewbornCounts{
-		Attempts: atomic.LoadUint64(&l.attempts), Through: atomic.LoadUint64(&l.through), Denied: atomic.LoadUint64(&l.denied),
+	c := NewbornCounts{
+		Through: atomic.LoadUint64(&l.through), Denied: atomic.LoadUint64(&l.denied),
 		Unanswered: atomic.LoadUint64(&l.unanswered), Failed: atomic.LoadUint64(&l.failed),
 		LastErrno: syscall.Errno(atomic.LoadUint64(&l.errno)),
 	}
+	// Not counted by the child: a kill between two counts would let them differ.
+	c.Attempts = c.Through + c.Denied + c.Unanswered + c.Failed
+	return c
 }
 
 // Stop ends the process.
@@ -301,7 +304,6 @@ func connectForever(l *life) {
 			l.failed++
 			l.errno = uint64(errno)
 		}
-		l.attempts++
 		if parent, _, _ := syscall.RawSyscall(unix.SYS_GETPPID, 0, 0, 0); parent != l.parent {
 			return
 		}
