@@ -5,10 +5,14 @@ SHELL = /usr/bin/env bash
 .SHELLFLAGS = -euo pipefail -c
 .DEFAULT_GOAL = help
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# The release that this tree is, or becomes: bundle and chart carry it.
+VERSION ?= 0.1.0
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
-# The image that docker-build makes and deploy runs.
-IMG ?= podconfigmap-controller:latest
+# Where the images are published. Bundle and catalog have its name with "-bundle"
+# and "-catalog" at the end.
+IMAGE_REPOSITORY ?= ghcr.io/podconfigmap/podconfigmap-controller
+# The image of manager and agent that docker-build makes and deploy runs.
+IMG ?= $(IMAGE_REPOSITORY):v$(VERSION)
 PLATFORM ?=
 KUBECTL ?= kubectl
 # How long each fuzz test runs.
@@ -17,7 +21,9 @@ FUZZTIME ?= 30s
 PACKETS ?= 1000000
 # More flags for `go test`, such as TEST_FLAGS='-run TestName'.
 TEST_FLAGS ?=
-PACKAGES ?= ./...
+# Those below test/shipping have targets of their own: they need tools that take
+# long to build.
+PACKAGES ?= $$(go list ./... | grep -v /test/shipping/)
 
 KUSTOMIZE = go tool -modfile=$(CURDIR)/hack/tools/go.mod kustomize
 # Its summary counts the skipped tests and says why they were. Nothing is taken
@@ -32,7 +38,7 @@ LDFLAGS = -s -w -X $(version_package).Version=$(VERSION) -X $(version_package).C
 # Packages that the race detector watches from inside; those below test/ run the
 # operator as a program, which RACE=true builds with the race detector.
 unit_packages = ./api/... ./controllers/... ./internal/...
-operator_tests = $$(go list ./test/... | grep -vE '/test/(bench|controlplane)(/|$$)')
+operator_tests = $$(go list ./test/... | grep -vE '/test/(bench|controlplane|shipping)(/|$$)')
 
 .PHONY: help
 help: ## List the targets.
@@ -53,10 +59,6 @@ run: ## Run the operator: on a control plane of its own, or with KUBECONFIG= on 
 .PHONY: kubectl
 kubectl: ## Build bin/kubectl, for machines without one.
 	CGO_ENABLED=0 go -C hack/tools/kubectl build -trimpath -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2' -o $(CURDIR)/bin/kubectl .
-
-.PHONY: operator-sdk
-operator-sdk: ## Build bin/operator-sdk (about 10 minutes on two cores).
-	go -C hack/tools/operator-sdk build -tags containers_image_openpgp -o $(CURDIR)/bin/operator-sdk github.com/operator-framework/operator-sdk/cmd/operator-sdk
 
 .PHONY: controlplane
 controlplane: ## Build etcd, kube-apiserver and kube-controller-manager (once; 6 to 12 minutes on two cores).
@@ -132,6 +134,6 @@ undeploy: ## Remove the operator and the CRD.
 build/deploy/kustomization.yaml:
 	@mkdir -p $(@D)
 	@printf '%s\n' 'apiVersion: kustomize.config.k8s.io/v1beta1' 'kind: Kustomization' 'resources: [../../config/default]' > $@
-	@cd $(@D) && $(KUSTOMIZE) edit set image podconfigmap-controller=$(IMG)
+	@cd $(@D) && $(KUSTOMIZE) edit set image $(IMAGE_REPOSITORY)=$(IMG)
 
-include hack/make/generate.mk
+include $(sort $(wildcard hack/make/*.mk))
