@@ -208,6 +208,14 @@ func init() {
 	case "churn":
 		fmt.Fprintln(os.Stderr, churn())
 		os.Exit(1)
+	case "probe on an old kernel":
+		// The kernel then says that it is Linux 2.6, to this process.
+		const uname26 = 0x0020000
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_PERSONALITY, uname26, 0, 0); errno != 0 {
+			fmt.Fprintln(os.Stderr, errno)
+			os.Exit(1)
+		}
+		fallthrough
 	case "probe":
 		fmt.Println(errors.Join(Probe(), ProbeConnectDenied()))
 		os.Exit(0)
@@ -708,6 +716,19 @@ func TestProbe(t *testing.T) {
 		if !strings.Contains(string(out), feature+" is not supported on this node") || !strings.Contains(string(out), "lacks the capability BPF and PERFMON and NET_ADMIN") {
 			t.Errorf("without rights: %s", out)
 		}
+	}
+}
+
+func TestProbeOnAnOldKernel(t *testing.T) {
+	out, err := again(t, "probe on an old kernel").CombinedOutput()
+	must(t, err)
+	for _, feature := range []string{kernelfeature.L4Firewall, kernelfeature.ConnectDenied} {
+		if want := feature + " is not supported on this node: Linux 2.6."; !strings.Contains(string(out), want) {
+			t.Errorf("%s; want %q", out, want)
+		}
+	}
+	if n := strings.Count(string(out), "; use Linux 5.10 or newer"); n != 2 {
+		t.Errorf("%s: %d remedies, want 2", out, n)
 	}
 }
 

@@ -17,7 +17,8 @@ import (
 )
 
 // Probe loads the programs that filter packets, and lets the kernel try a link
-// that cannot be. It returns nil or a *kernelfeature.Unsupported, and leaves nothing.
+// that cannot be. Before Linux 5.10 it tries nothing. It returns nil or a
+// *kernelfeature.Unsupported, and leaves nothing.
 func Probe() error {
 	return probe(kernelfeature.L4Firewall, "use Linux 5.10 or newer with CONFIG_CGROUP_BPF", ingress, egress)
 }
@@ -28,8 +29,34 @@ func ProbeConnectDenied() error {
 	return probe(kernelfeature.ConnectDenied, "use Linux 5.10 or newer with CONFIG_CGROUP_BPF and CONFIG_INET", connect4, connect6)
 }
 
+// What the firewall stands on has come bit by bit; 5.10 is the oldest kernel on which
+// all of it is there and tested.
+const oldestMajor, oldestMinor = 5, 10
+
+// TooOld returns nil, or a *kernelfeature.Unsupported: why a kernel of that release
+// cannot serve the feature.
+func TooOld(feature, release string) error {
+	if !kernelfeature.OlderThan(release, oldestMajor, oldestMinor) {
+		return nil
+	}
+	return &kernelfeature.Unsupported{
+		Feature: feature,
+		Reason: "Linux " + release + " is too old: its rules could not outlive an agent, for which programs need links to cgroups (5.7)" +
+			" and a cgroup storage that the next agent's programs can share (5.9)",
+		Remedy: fmt.Sprintf("use Linux %d.%d or newer", oldestMajor, oldestMinor),
+	}
+}
+
 func probe(feature, remedy string, which ...hook) error {
-	err := tryPrograms(which)
+	release, err := kernelfeature.Release()
+	if err != nil {
+		return &kernelfeature.Unsupported{Feature: feature, Reason: err.Error(), Remedy: remedy}
+	}
+	// First: no capability would help.
+	if err := TooOld(feature, release); err != nil {
+		return err
+	}
+	err = tryPrograms(which)
 	if err == nil {
 		return nil
 	}

@@ -4,7 +4,6 @@ package kernelfeature
 
 import (
 	"fmt"
-	"math"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,18 +17,18 @@ func MissingCapabilities(wanted ...int) ([]string, error) {
 	if err := unix.Capget(&header, &held[0]); err != nil {
 		return nil, fmt.Errorf("reading the process's capabilities: %w", err)
 	}
-	var kernel unix.Utsname
-	if err := unix.Uname(&kernel); err != nil {
-		return nil, fmt.Errorf("reading the kernel's release: %w", err)
+	release, err := Release()
+	if err != nil {
+		return nil, err
 	}
 	effective := uint64(held[0].Effective) | uint64(held[1].Effective)<<32
-	return missing(effective, unix.ByteSliceToString(kernel.Release[:]), wanted...), nil
+	return missing(effective, release, wanted...), nil
 }
 
 // missing is MissingCapabilities of a process with such a set, on a kernel of such a
 // release ("5.10.0-28-amd64").
 func missing(effective uint64, release string, wanted ...int) []string {
-	before := olderThan(release)
+	before := func(major, minor int) bool { return OlderThan(release, major, minor) }
 	has := func(capability int) bool { return effective&(1<<capability) != 0 }
 	var names []string
 	if before(5, 8) && !has(unix.CAP_SYS_ADMIN) {
@@ -48,14 +47,4 @@ func missing(effective uint64, release string, wanted ...int) []string {
 		names = append(names, "SYS_RESOURCE")
 	}
 	return names
-}
-
-// olderThan returns a test whether a release is before a version.
-func olderThan(release string) func(major, minor int) bool {
-	var major, minor int
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		// Not a release of Linux: as for the newest.
-		major = math.MaxInt
-	}
-	return func(m, n int) bool { return major < m || major == m && minor < n }
 }
