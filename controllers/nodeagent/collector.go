@@ -32,6 +32,10 @@ var definitions = []telemetry.Definition{
 		Help: "System calls of a pod's processes. With an empty pid it is the pod's total; series with a pid exist only where a config asks for perPID, and are part of that total.",
 	},
 	{
+		Name: "ebpf_missed_syscalls_total", Type: "counter",
+		Help: "System calls of all processes of the node, also of pods that no config selects, that the kernel kept from the program that counts; Linux 7 and newer does so where it preempts the program.",
+	},
+	{
 		Name: "ebpf_l4_firewall_total", Type: "counter", Labels: []string{"namespace", "pod_name", "stat_type"},
 		Help: "What a pod's firewall saw. stat_type is allowed, blocked or would_block (connections: TCP's first packets, new UDP flows), tcp_packets or udp_packets.",
 	},
@@ -63,6 +67,7 @@ func describe(name string) *prometheus.Desc {
 
 var (
 	syscallCount  = describe("ebpf_syscall_count_total")
+	missedCalls   = describe("ebpf_missed_syscalls_total")
 	firewallCount = describe("ebpf_l4_firewall_total")
 	attached      = describe("ebpf_attached_programs")
 	flowEvictions = describe("ebpf_flow_evictions_total")
@@ -79,6 +84,9 @@ type reading struct {
 	firewall l4firewall.Counters
 }
 
+// nodeReading is what the kernel counted for the whole node.
+type nodeReading struct{ evictions, missed uint64 }
+
 type pidCount struct {
 	pid    uint32
 	number uint16
@@ -92,12 +100,12 @@ type collector struct {
 	names    map[int]string
 	now      func() time.Time
 
-	mu        sync.Mutex
-	from      *Reconciler // nil before there is one
-	readAt    time.Time
-	readings  map[types.UID]*reading
-	evictions uint64
-	failures  uint64
+	mu       sync.Mutex
+	from     *Reconciler // nil before there is one
+	readAt   time.Time
+	readings map[types.UID]*reading
+	node     nodeReading
+	failures uint64
 }
 
 func newCollector(features map[string]bool) *collector {
@@ -135,7 +143,10 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	out <- counter(readErrors, c.failures)
 	if c.from.Firewall != nil {
-		out <- counter(flowEvictions, c.evictions)
+		out <- counter(flowEvictions, c.node.evictions)
+	}
+	if c.from.Counter != nil {
+		out <- counter(missedCalls, c.node.missed)
 	}
 	if slots := c.from.Slots; slots != nil {
 		out <- gauge(slotsTotal, float64(slots.Len()))
@@ -158,17 +169,17 @@ func (c *collector) refresh() {
 	if c.now().Sub(c.readAt) < age && !missing {
 		return
 	}
-	evictions, err := c.read(readings)
+	node, err := c.read(readings)
 	if err != nil {
 		c.failures++
 		logging.Warning(klog.Background(), "The kernel's counters cannot be read; the last ones stay", "err", err)
 		return
 	}
-	c.readAt, c.readings, c.evictions = c.now(), readings, evictions
+	c.readAt, c.readings, c.node = c.now(), readings, node
 }
 
 // read fills the readings from the kernel.
-func (c *collector) read(readings map[types.UID]*reading) (evictions uint64, err error) {
+func (c *collector) read(readings map[types.UID]*reading) (node nodeReading, err error) {
 	slots, perPID := map[uint32]*reading{}, false
 	for uid, s := range c.from.board.standings {
 		if r := readings[uid]; r != nil && (s.counted || s.filtered) {
@@ -176,14 +187,20 @@ func (c *collector) read(readings map[types.UID]*reading) (evictions uint64, err
 		}
 	}
 	if c.from.Firewall != nil {
-		if evictions, err = c.readFirewall(slots); err != nil {
-			return 0, err
+		if node.evictions, err = c.readFirewall(slots); err != nil {
+			return node, err
 		}
 	}
-	if c.from.Counter == nil || len(slots) == 0 {
-		return evictions, nil
+	if c.from.Counter == nil {
+		return node, nil
 	}
-	return evictions, c.readSyscalls(slots, perPID)
+	if node.missed, err = c.from.Counter.Missed(); err != nil {
+		return node, fmt.Errorf("reading what the counter of system calls missed: %w", err)
+	}
+	if len(slots) == 0 {
+		return node, nil
+	}
+	return node, c.readSyscalls(slots, perPID)
 }
 
 func (c *collector) readFirewall(slots map[uint32]*reading) (evictions uint64, err error) {

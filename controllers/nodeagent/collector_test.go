@@ -25,9 +25,11 @@ type kernel struct {
 	did   []string
 	err   error // of every call that is not a reading
 	reads int
-	calls map[uint32]map[uint16]uint64
-	pids  []pidCount // of slot 1
-	flows map[uint32]l4firewall.Counters
+	// missedErr is that of Missed.
+	missedErr error
+	calls     map[uint32]map[uint16]uint64
+	pids      []pidCount // of slot 1
+	flows     map[uint32]l4firewall.Counters
 }
 
 func (k *kernel) do(what string) error {
@@ -60,6 +62,8 @@ func (k fakeCounter) ReadPIDs(each func(slot, pid uint32, number uint16, count u
 	}
 	return nil
 }
+
+func (k fakeCounter) Missed() (uint64, error) { return 6, k.missedErr }
 
 type fakeWall struct{ *kernel }
 
@@ -115,6 +119,9 @@ podconfigmap_controller_ebpf_l4_firewall_total{namespace="shop",pod_name="a",sta
 podconfigmap_controller_ebpf_l4_firewall_total{namespace="shop",pod_name="a",stat_type="tcp_packets"} 55
 podconfigmap_controller_ebpf_l4_firewall_total{namespace="shop",pod_name="a",stat_type="udp_packets"} 66
 podconfigmap_controller_ebpf_l4_firewall_total{namespace="shop",pod_name="a",stat_type="would_block"} 33
+# HELP podconfigmap_controller_ebpf_missed_syscalls_total System calls of all processes of the node, also of pods that no config selects, that the kernel kept from the program that counts; Linux 7 and newer does so where it preempts the program.
+# TYPE podconfigmap_controller_ebpf_missed_syscalls_total counter
+podconfigmap_controller_ebpf_missed_syscalls_total 6
 # HELP podconfigmap_controller_ebpf_slots How many pods of the node can be served at a time.
 # TYPE podconfigmap_controller_ebpf_slots gauge
 podconfigmap_controller_ebpf_slots 8
@@ -154,6 +161,8 @@ podconfigmap_controller_ebpf_read_errors_total `
 	expect("a second later", later, "0")
 	now, k.err = now.Add(time.Hour), errors.New("no luck")
 	expect("the kernel does not answer", later, "1")
+	now, k.err, k.missedErr = now.Add(time.Hour), nil, errors.New("no luck")
+	expect("it does not say what it kept from the program", later, "2")
 }
 
 // slotsOf leaves out what a test does not need.

@@ -47,6 +47,8 @@ type Counter interface {
 	Unwatch(slots ...uint32) error
 	// Dropped counts cgroups that could not be registered for lack of space.
 	Dropped() (uint64, error)
+	// Missed counts the node's system calls that the kernel kept from the program.
+	Missed() (uint64, error)
 	Watched() map[uint32]bool
 	Read(each func(slot uint32, counts *[syscallcount.Numbers]uint64)) error
 	ReadPIDs(each func(slot, pid uint32, number uint16, count uint64)) error

@@ -94,8 +94,8 @@ func TestLayoutChange(t *testing.T) {
 	two.do("calls %d 5 0", 500)
 	wantCalls(t, c, 2, 500, 5)
 	entries, err := os.ReadDir(filepath.Join(dir, pinDir))
-	if err != nil || len(entries) != 3 {
-		t.Errorf("pins: %v (%v), want the hook's two and one store", entries, err)
+	if err != nil || len(entries) != 4 {
+		t.Errorf("pins: %v (%v), want the hook's three and one store", entries, err)
 	}
 }
 
@@ -194,7 +194,7 @@ func checkRepaired(t *testing.T, c *Counter, steps int) {
 		t.Errorf("after %d steps: counts in an unwatched slot (%v)", steps, err)
 	}
 	entries, err := os.ReadDir(c.dir)
-	if err != nil || len(entries) != 3 {
+	if err != nil || len(entries) != 4 {
 		t.Errorf("after %d steps: pins %v (%v)", steps, entries, err)
 	}
 }
@@ -291,7 +291,7 @@ func TestUnknownLayout(t *testing.T) {
 	w.do("calls %d 6 0", knownCall)
 	wantCalls(t, c, 3, knownCall, 6)
 	entries, err := os.ReadDir(path)
-	if err != nil || len(entries) != 3 {
+	if err != nil || len(entries) != 4 {
 		t.Errorf("pins: %v (%v)", entries, err)
 	}
 }
@@ -302,6 +302,7 @@ func TestDamagedPins(t *testing.T) {
 		"a map is gone":   "v1_16_1/" + syscallcountMapSyscallRows,
 		"the hook's link": enterPin,
 		"the hook's jump": jumpPin,
+		"the hook's stub": stubPin,
 		"a cgroup link":   "v1_16_1/" + mkdirPin,
 	} {
 		t.Run(name, func(t *testing.T) {

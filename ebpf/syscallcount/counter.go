@@ -77,6 +77,19 @@ func (c *Counter) Dropped() (uint64, error) {
 	return n, nil
 }
 
+// Missed returns at how many system calls of the node's processes, watched or not, the
+// kernel has not run the program since it was attached; those of pods among them are
+// missing from the counts. Before Linux 7 there are none. Later kernels preempt the
+// program, and until it goes on they run it for no other process on that CPU.
+func (c *Counter) Missed() (uint64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hook == nil {
+		return 0, nil
+	}
+	return c.hook.missed()
+}
+
 // Watched returns the slots that are watched. The value is false where an earlier
 // process ended before it had found all cgroups: watch such a slot again, or unwatch
 // it.

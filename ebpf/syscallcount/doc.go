@@ -2,13 +2,15 @@
 
 // Package syscallcount counts the system calls of pods in the kernel: one program
 // for the whole node, whatever the number of pods. Counts are exact from the first
-// call of a container on, and go on while the agent restarts or is upgraded.
+// call of a container on, and go on while the agent restarts or is upgraded. Where a
+// kernel keeps calls from the program, Counter.Missed tells.
 //
 // # Pins
 //
 // All of them are in the folder syscallcount of the directory that is given:
 //
-//	hook1_jump, hook1_sys_enter    the jump table and the link of the stub
+//	hook1_jump, hook1_stub,        the jump table, the stub, and its link
+//	hook1_sys_enter
 //	v1_1024_3/                     the maps of layout 1 with 1,024 slots, and the
 //	                               links of the programs that follow cgroups; the
 //	                               third such folder
@@ -25,7 +27,9 @@
 //
 // Calls that seccomp denies never reach the tracepoint. Calls of 32-bit programs are
 // counted under the 64-bit name of their number. Where the kernel cannot pin the link
-// of a raw tracepoint (before Linux 5.7) nothing is counted while no agent runs. The
+// of a raw tracepoint (before Linux 5.7) nothing is counted while no agent runs. From
+// Linux 7 on the kernel may preempt the program, and until it goes on it keeps the
+// other calls of that CPU from it (docs/decisions/0023-preempted-programs.md). The
 // counts per process are in an LRU table: old entries may be lost, and those of two
 // processes that had the same ID are not told apart.
 package syscallcount

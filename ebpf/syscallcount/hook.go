@@ -19,6 +19,7 @@ import (
 // in its table: the link of a raw tracepoint cannot be given another program.
 type hook struct {
 	jump  *ebpf.Map
+	stub  *ebpf.Program // nil where an agent attached it that did not pin it
 	enter link.Link
 	dir   string
 }
@@ -37,7 +38,11 @@ func adoptHook(dir string) (*hook, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("opening the link of sys_enter: %w", err)
 	}
-	h := &hook{jump: jump, enter: enter, dir: dir}
+	stub, err := ebpf.LoadPinnedProgram(filepath.Join(dir, stubPin), nil)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("opening the stub of sys_enter: %w", err)
+	}
+	h := &hook{jump: jump, stub: stub, enter: enter, dir: dir}
 	if jump == nil || enter == nil {
 		return nil, h.remove()
 	}
@@ -58,15 +63,14 @@ func attachHook(dir string, program *ebpf.Program) (*hook, error) {
 	if err := spec.LoadAndAssign(&objects, nil); err != nil {
 		return nil, fmt.Errorf("loading the stub of sys_enter: %w", err)
 	}
-	h := &hook{jump: objects.Jump, dir: dir}
-	err = h.attach(objects.Stub, program)
-	if err = errors.Join(err, objects.Stub.Close()); err != nil {
+	h := &hook{jump: objects.Jump, stub: objects.Stub, dir: dir}
+	if err := h.attach(program); err != nil {
 		return nil, errors.Join(err, h.remove())
 	}
 	return h, nil
 }
 
-func (h *hook) attach(stub, program *ebpf.Program) error {
+func (h *hook) attach(program *ebpf.Program) error {
 	if err := h.set(program); err != nil {
 		return err
 	}
@@ -74,8 +78,12 @@ func (h *hook) attach(stub, program *ebpf.Program) error {
 		return fmt.Errorf("pinning the jump table: %w", err)
 	}
 	step()
+	if err := h.stub.Pin(filepath.Join(h.dir, stubPin)); err != nil {
+		return fmt.Errorf("pinning the stub of sys_enter: %w", err)
+	}
+	step()
 	var err error
-	h.enter, err = attachPinned(stub, "sys_enter", filepath.Join(h.dir, enterPin))
+	h.enter, err = attachPinned(h.stub, "sys_enter", filepath.Join(h.dir, enterPin))
 	step()
 	return err
 }
@@ -100,8 +108,22 @@ func (h *hook) remove() error {
 			errs = append(errs, fmt.Errorf("emptying the jump table: %w", err))
 		}
 	}
-	errs = append(errs, removePin(filepath.Join(h.dir, enterPin)), removePin(filepath.Join(h.dir, jumpPin)), h.close())
-	return errors.Join(errs...)
+	for _, pin := range []string{enterPin, stubPin, jumpPin} {
+		errs = append(errs, removePin(filepath.Join(h.dir, pin)))
+	}
+	return errors.Join(append(errs, h.close())...)
+}
+
+// missed returns how often the kernel did not run the stub.
+func (h *hook) missed() (uint64, error) {
+	if h.stub == nil {
+		return 0, nil
+	}
+	stats, err := h.stub.Stats()
+	if err != nil {
+		return 0, fmt.Errorf("reading how often the stub was not run: %w", err)
+	}
+	return stats.RecursionMisses, nil
 }
 
 func (h *hook) close() error {
@@ -109,7 +131,7 @@ func (h *hook) close() error {
 	if h.enter != nil {
 		errs = append(errs, h.enter.Close())
 	}
-	return errors.Join(append(errs, h.jump.Close())...)
+	return errors.Join(append(errs, h.stub.Close(), h.jump.Close())...)
 }
 
 // attachPinned attaches program to a raw tracepoint, and puts the link in the place of

@@ -18,6 +18,7 @@ import (
 const (
 	pinDir      = "syscallcount"
 	jumpPin     = "hook1_jump"
+	stubPin     = "hook1_stub"
 	enterPin    = "hook1_sys_enter"
 	mkdirPin    = "cgroup_mkdir"
 	rmdirPin    = "cgroup_rmdir"
@@ -68,7 +69,7 @@ func survey(dir string, known func(version uint32) bool) (pinned, error) {
 		name := entry.Name()
 		store, ok := parseStoreName(name)
 		switch {
-		case name == jumpPin || name == enterPin:
+		case name == jumpPin || name == stubPin || name == enterPin:
 		case strings.HasSuffix(name, newSuffix):
 			p.garbage = append(p.garbage, name)
 		case ok && entry.IsDir() && known(store.version):

@@ -191,8 +191,8 @@ int count_syscall(struct bpf_raw_tracepoint_args *ctx)
 	row = bpf_map_lookup_elem(&ROWS, &slot);
 	if (!row)
 		return 0;
-	// Not atomic: the row is this CPU's own, tracepoints run with preemption
-	// off, and no interrupt makes a system call.
+	// Not atomic: the row is this CPU's own, no interrupt makes a system call, and
+	// the kernel begins no run of the stub on a CPU before the last there has ended.
 	row->calls[number]++;
 	if (settings->flags & PER_PID)
 		count_process(slot, number);

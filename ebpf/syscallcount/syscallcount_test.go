@@ -59,6 +59,22 @@ func TestFirstCall(t *testing.T) {
 	}
 }
 
+// Where the kernel preempts the program it keeps calls from it, and Missed tells how
+// many; else none are missing. A later agent tells, too.
+func TestPreempted(t *testing.T) {
+	dir, pods := newBPFFS(t), newPods(t)
+	c := counter(t, dir)
+	watchPod(t, c, 6, pods, Settings{Numbers: []uint16{knownCall}})
+	made := newWorker(t, pods).do("preempt %d", rounds(2000, 200))
+	wantCalls(t, c, 6, knownCall, made)
+	before := missedCalls(t, c)
+	t.Logf("%d calls; %d of all processes' calls missed", made, before)
+	closeCounter(t, c)
+	if after := missedCalls(t, counter(t, dir)); after < before {
+		t.Errorf("after a restart %d calls were missed, before %d", after, before)
+	}
+}
+
 func TestFilter(t *testing.T) {
 	c, pods := counter(t, newBPFFS(t)), newPods(t)
 	w := newWorker(t, pods)
