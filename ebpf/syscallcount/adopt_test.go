@@ -16,6 +16,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/podconfigmap/podconfigmap-controller/ebpf/syscallcount/nextlayout"
 )
 
 // oldLayout has other rows, under another name, and a smaller table of cgroups.
@@ -23,10 +25,16 @@ var oldLayout = layout{version: 0, numbers: 256, rows: "call_rows", load: func()
 	return ebpf.LoadCollectionSpec("testdata/oldlayout_bpfel.o")
 }}
 
-var testLayouts = []layout{oldLayout, current}
+// laterLayout has larger structs. No build but its own knows it.
+var laterLayout = layout{version: nextlayout.Version, numbers: Numbers, rows: syscallcountMapSyscallRows, load: nextlayout.Load}
 
+// testLayouts are ascending; one that is before current stands for itself only.
+var testLayouts = []layout{oldLayout, first, laterLayout}
+
+// opening is an agent of a build that knows the layout and those before it.
 func opening(dir string, l layout, slots uint32) opener {
-	return opener{Options: Options{Dir: dir, Slots: slots}, current: l, known: testLayouts}
+	n := slices.IndexFunc(testLayouts, func(one layout) bool { return one.version == l.version })
+	return opener{Options: Options{Dir: dir, Slots: slots}, current: l, known: testLayouts[:n+1]}
 }
 
 // No call is lost or counted twice by restarts.
@@ -74,9 +82,10 @@ func TestLayoutChange(t *testing.T) {
 	one.do("begin")
 	two.do("begin")
 	made := int64(0)
-	for i := range rounds(12, 3) {
+	builds := []opener{opening(dir, laterLayout, 16), opening(dir, first, 16), opening(dir, oldLayout, 16), opening(dir, laterLayout, 32), opening(dir, first, 64)}
+	for i := range rounds(15, 5) {
 		closeCounter(t, c)
-		o := []opener{opening(dir, oldLayout, 16), opening(dir, current, 16), opening(dir, current, 64)}[i%3]
+		o := builds[i%len(builds)]
 		stop, churned := make(chan struct{}), make(chan int64)
 		go func() { churned <- churn(t, all, i, stop) }()
 		c = counterOf(t, o)
@@ -144,9 +153,11 @@ func crash(args []string) error {
 // An agent that is killed between any two changes of what is pinned loses nothing.
 func TestKill(t *testing.T) {
 	for name, tc := range map[string]struct{ before, after opener }{
-		"the same layout": {opening("", current, 16), opening("", current, 16)},
-		"an upgrade":      {opening("", oldLayout, 16), opening("", current, 16)},
-		"a return":        {opening("", current, 16), opening("", oldLayout, 32)},
+		"the same layout":          {opening("", first, 16), opening("", first, 16)},
+		"an upgrade":               {opening("", oldLayout, 16), opening("", first, 16)},
+		"a return":                 {opening("", first, 16), opening("", oldLayout, 32)},
+		"an upgrade to a later":    {opening("", first, 16), opening("", laterLayout, 16)},
+		"a return from an unknown": {opening("", laterLayout, 16), opening("", first, 32)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, pods := newBPFFS(t), newPods(t)
@@ -247,7 +258,7 @@ func TestKillUnderLoad(t *testing.T) {
 // beAgent holds the pins in DIR until it is killed.
 func beAgent(args []string) error {
 	for i := 0; ; i++ {
-		c, err := opening(args[0], current, 16).open()
+		c, err := opening(args[0], first, 16).open()
 		if err != nil {
 			return err
 		}

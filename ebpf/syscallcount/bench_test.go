@@ -32,7 +32,7 @@ func BenchmarkCall(b *testing.B) {
 	var counters []*Counter
 	sizes := []int{1, 100, 1000}
 	for _, n := range sizes {
-		c := counterOf(b, opener{Options: Options{Dir: newBPFFS(b), Slots: 1024}, current: current, known: known})
+		c := counterOf(b, opening(newBPFFS(b), current, 1024))
 		for slot := range n {
 			watchPod(b, c, uint32(slot), makeCgroup(b, pods, fmt.Sprint("pod", slot)), Settings{})
 		}
@@ -110,7 +110,7 @@ func attachEmpty(b *testing.B) link.Link {
 func BenchmarkWatch(b *testing.B) {
 	const pods = 1000
 	root := newPods(b)
-	c := counterOf(b, opener{Options: Options{Dir: newBPFFS(b), Slots: 1024}, current: current, known: known})
+	c := counterOf(b, opening(newBPFFS(b), current, 1024))
 	for slot := range pods {
 		makeCgroup(b, root, fmt.Sprint("pod", slot), "first")
 		makeCgroup(b, root, fmt.Sprint("pod", slot), "second")
@@ -140,13 +140,13 @@ func BenchmarkWatch(b *testing.B) {
 // BenchmarkRead is the CPU time of reading 1,000 pods with 350 system calls each.
 func BenchmarkRead(b *testing.B) {
 	const pods, syscalls = 1000, 350
-	c := counterOf(b, opener{Options: Options{Dir: newBPFFS(b), Slots: 1024}, current: current, known: known})
+	c := counterOf(b, opening(newBPFFS(b), current, 1024))
 	root := newPods(b)
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		b.Fatal(err)
 	}
-	rows := make([]syscallcountRow, cpus)
+	rows := make([]row, cpus)
 	for cpu := range rows {
 		for number := range syscalls {
 			rows[cpu].Calls[number] = uint64(number + 1)

@@ -60,8 +60,7 @@ type watch struct {
 }
 
 // Discarded names the pins that Open found, did not understand, and deleted; what they
-// had counted is lost, and whom they watched has to be watched again. It is not empty
-// after the return to a version before an upgrade.
+// had counted is lost, and whom they watched has to be watched again.
 func (c *Counter) Discarded() []string { return slices.Clone(c.discarded) }
 
 // Dropped returns how many cgroups could not be registered, when they were made, for

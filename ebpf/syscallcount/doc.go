@@ -21,7 +21,8 @@
 // of another layout makes the next folder, lets its own program count into it, waits
 // until no program can write to the folders before, writes their totals into it as
 // carried values, marks it settled, and deletes them. Each step can be done again: a
-// crash between any two of them is repaired by the next Open.
+// crash between any two of them is repaired by the next Open. Structs grow at their
+// ends only, so that an agent reads the maps of a later build, too.
 //
 // # Limits
 //

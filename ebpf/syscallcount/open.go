@@ -30,9 +30,9 @@ type Options struct {
 
 // Open loads the programs and adopts what an earlier process pinned in o.Dir: slots
 // that it watched are watched on, and no call is lost or counted twice, also where
-// that process had another layout of the maps or another number of slots, and
-// wherever it was killed. Pins of a layout that this build does not know are
-// deleted, with their counts: see Discarded. One process at a time can hold the pins;
+// that process had another layout of the maps, be it an earlier or a later one, or
+// another number of slots, and wherever it was killed. Pins that this build does not
+// understand are deleted, with their counts: see Discarded. One process at a time can hold the pins;
 // the others get bpffs.ErrLocked. The other errors are *kernelfeature.Unsupported
 // where Probe would return one.
 func Open(o Options) (*Counter, error) {
@@ -119,11 +119,17 @@ func (o opener) adopt(c *Counter) error {
 	return c.finishUnwatch()
 }
 
+// layout is that of a version; nil where it cannot be read.
 func (o opener) layout(version uint32) *layout {
+	newest := uint32(0)
 	for i := range o.known {
 		if o.known[i].version == version {
 			return &o.known[i]
 		}
+		newest = max(newest, o.known[i].version)
+	}
+	if version > newest {
+		return later(version)
 	}
 	return nil
 }

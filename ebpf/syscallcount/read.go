@@ -18,7 +18,7 @@ const batchBytes = 1 << 20
 type batch struct {
 	cpus  int
 	slots []uint32
-	rows  []syscallcountRow
+	rows  []row
 	// single says that the kernel has no batches for this kind of map (before
 	// Linux 5.13).
 	single bool
@@ -34,7 +34,7 @@ func (b *batch) prepare() error {
 	}
 	slots := max(1, batchBytes/(b.cpus*8*Numbers))
 	b.slots = make([]uint32, slots)
-	b.rows = make([]syscallcountRow, slots*b.cpus)
+	b.rows = make([]row, slots*b.cpus)
 	return nil
 }
 

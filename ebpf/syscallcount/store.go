@@ -3,7 +3,6 @@
 package syscallcount
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,7 +20,9 @@ const (
 	flagHasPIDs  = syscallcountFlagHAS_PIDS
 )
 
-// layout is one shape of the pinned maps.
+// layout is one shape of the pinned maps. Whoever changes a struct in C lets it grow
+// at its end and raises the version: any build can then read any other's counts, also
+// one that is older than the layout. A map that changes otherwise gets another name.
 type layout struct {
 	version uint32
 	// numbers is the length of a row and, in bits, of a slot's filter: a
@@ -32,13 +33,13 @@ type layout struct {
 	load func() (*ebpf.CollectionSpec, error)
 }
 
-// current is the layout of this build. Whoever changes the key, the value or the
-// meaning of a map raises the version, and keeps the layout before in known, so that
-// its counts can be carried over.
-var current = layout{version: 1, numbers: Numbers, rows: syscallcountMapSyscallRows, load: loadSyscallcount}
+// first is the layout that later ones begin like.
+var first = layout{version: 1, numbers: Numbers, rows: syscallcountMapSyscallRows, load: loadSyscallcount}
 
-// known are the layouts whose counts can be read.
-var known = []layout{current}
+// later is a layout that this build does not know: of its maps, that of first is read.
+func later(version uint32) *layout {
+	return &layout{version: version, numbers: Numbers, rows: first.rows}
+}
 
 // store is a folder of pinned maps of one layout.
 type store struct {
@@ -63,8 +64,8 @@ func (l layout) spec(slots uint32) (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
-// openStore opens the maps of a folder. One that is missing, or whose rows are not
-// the layout's, is an error.
+// openStore opens the maps of a folder. One that is missing, or whose values are
+// shorter than the layout's, is an error.
 func openStore(dir string, name storeName, l layout) (*store, error) {
 	s := &store{layout: l, name: name, path: filepath.Join(dir, name.String()), maps: map[string]*ebpf.Map{}}
 	sizes := map[string]uint32{ // bytes of a value
@@ -82,8 +83,8 @@ func openStore(dir string, name storeName, l layout) (*store, error) {
 			return nil, errors.Join(fmt.Errorf("opening map %s of %s: %w", mapName, name, err), s.close())
 		}
 		s.maps[mapName] = m
-		if m.ValueSize() != size {
-			err := fmt.Errorf("map %s of %s has values of %d bytes, not %d", mapName, name, m.ValueSize(), size)
+		if m.ValueSize() < size {
+			err := fmt.Errorf("map %s of %s has values of %d bytes, less than %d", mapName, name, m.ValueSize(), size)
 			return nil, errors.Join(err, s.close())
 		}
 	}
@@ -166,8 +167,11 @@ func (s *store) close() error {
 // settings reads the settings of a slot. Where all numbers of a shorter row are
 // counted, all are.
 func (s *store) settings(slot uint32) (syscallcountSettings, error) {
-	raw := make([]byte, s.layout.numbers/8+8)
-	if err := s.maps[syscallcountMapSlotSettings].Lookup(slot, &raw); err != nil {
+	raw, err := s.maps[syscallcountMapSlotSettings].LookupBytes(slot)
+	if err == nil && raw == nil {
+		err = ebpf.ErrKeyNotExist
+	}
+	if err != nil {
 		return syscallcountSettings{}, fmt.Errorf("reading the settings of slot %d: %w", slot, err)
 	}
 	var settings syscallcountSettings
@@ -186,16 +190,21 @@ func (s *store) settings(slot uint32) (syscallcountSettings, error) {
 
 // putSettings writes the settings of a slot into a store of any layout.
 func (s *store) putSettings(slot uint32, settings *syscallcountSettings) error {
-	var raw bytes.Buffer
+	var raw []byte
 	for _, word := range settings.Numbers[:s.layout.numbers/64] {
-		raw.Write(binary.NativeEndian.AppendUint64(nil, word))
+		raw = binary.NativeEndian.AppendUint64(raw, word)
 	}
-	raw.Write(binary.NativeEndian.AppendUint32(nil, uint32(settings.Flags)))
-	raw.Write(make([]byte, 4))
-	if err := s.maps[syscallcountMapSlotSettings].Put(slot, raw.Bytes()); err != nil {
+	raw = binary.NativeEndian.AppendUint32(raw, uint32(settings.Flags))
+	m := s.maps[syscallcountMapSlotSettings]
+	if err := m.Put(slot, filled(raw, m)); err != nil {
 		return fmt.Errorf("writing the settings of slot %d: %w", slot, err)
 	}
 	return nil
+}
+
+// filled is a value for a map, of which the beginning is given.
+func filled(raw []byte, m *ebpf.Map) []byte {
+	return append(raw, make([]byte, int(m.ValueSize())-len(raw))...)
 }
 
 // addOwn adds to totals what the store's program counted for the slot.
@@ -220,11 +229,12 @@ func (s *store) zeroOwn(slot uint32) error {
 	if err != nil {
 		return err
 	}
+	m := s.maps[s.layout.rows]
 	rows := make([][]byte, cpus)
 	for cpu := range rows {
-		rows[cpu] = make([]byte, 8*s.layout.numbers)
+		rows[cpu] = filled(nil, m)
 	}
-	if err := s.maps[s.layout.rows].Put(slot, rows); err != nil {
+	if err := m.Put(slot, rows); err != nil {
 		return fmt.Errorf("zeroing the counts of slot %d: %w", slot, err)
 	}
 	return nil
@@ -232,13 +242,12 @@ func (s *store) zeroOwn(slot uint32) error {
 
 // carried returns what was counted before the store was made, or nil.
 func (s *store) carried(slot uint32) (*[Numbers]uint64, error) {
-	raw := make([]byte, 8*s.layout.numbers)
-	err := s.maps[syscallcountMapCarriedRows].Lookup(slot, &raw)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, nil
-	}
+	raw, err := s.maps[syscallcountMapCarriedRows].LookupBytes(slot)
 	if err != nil {
 		return nil, fmt.Errorf("reading the carried counts of slot %d: %w", slot, err)
+	}
+	if raw == nil {
+		return nil, nil
 	}
 	var totals [Numbers]uint64
 	s.addRow(raw, &totals)
@@ -253,11 +262,12 @@ func (s *store) addRow(raw []byte, totals *[Numbers]uint64) {
 
 // putCarried sets what was counted before the store was made.
 func (s *store) putCarried(slot uint32, totals *[Numbers]uint64) error {
-	raw := make([]byte, 0, 8*s.layout.numbers)
+	m := s.maps[syscallcountMapCarriedRows]
+	raw := make([]byte, 0, m.ValueSize())
 	for _, n := range totals[:s.layout.numbers] {
 		raw = binary.NativeEndian.AppendUint64(raw, n)
 	}
-	if err := s.maps[syscallcountMapCarriedRows].Put(slot, raw); err != nil {
+	if err := m.Put(slot, filled(raw, m)); err != nil {
 		return fmt.Errorf("writing the carried counts of slot %d: %w", slot, err)
 	}
 	return nil

@@ -26,8 +26,12 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #endif
 #define PROCESSES 65536
 
+// Structs grow at their ends, and layout.version is raised then.
 struct row {
 	__u64 calls[NUMBERS];
+#ifdef NEXT_LAYOUT
+	__u64 more[8];
+#endif
 };
 
 enum flag {
@@ -42,6 +46,9 @@ struct settings {
 	__u64 numbers[NUMBERS / 64]; // bit n: system call n is counted
 	enum flag flags;
 	__u32 reserved;
+#ifdef NEXT_LAYOUT
+	__u64 more[3];
+#endif
 };
 
 // Index of a hint: the upper half of (the lower half of the cgroup's id * FACTOR).

@@ -152,7 +152,7 @@ func TestPerPID(t *testing.T) {
 func TestManyPods(t *testing.T) {
 	const pods = 1000
 	root := newPods(t)
-	c := counterOf(t, opener{Options: Options{Dir: newBPFFS(t), Slots: 1024}, current: current, known: testLayouts})
+	c := counterOf(t, opening(newBPFFS(t), current, 1024))
 	w := newWorker(t, root)
 	for slot := range uint32(pods) {
 		pod := filepath.Join(root, fmt.Sprint("pod", slot))

@@ -381,7 +381,7 @@ func removeCgroup(t testing.TB, dir string) {
 // counter opens a Counter that is closed at the end of the test.
 func counter(t testing.TB, dir string) *Counter {
 	t.Helper()
-	return counterOf(t, opener{Options: Options{Dir: dir, Slots: 16}, current: current, known: testLayouts})
+	return counterOf(t, opening(dir, current, 16))
 }
 
 func counterOf(t testing.TB, o opener) *Counter {
