@@ -68,6 +68,16 @@ func Open(dir string, slots uint32) (*Slots, error) {
 	return s, nil
 }
 
+// Pinned is the number of slots of the registry that is pinned in dir; where there is
+// none the error is fs.ErrNotExist.
+func Pinned(dir string) (uint32, error) {
+	pinned, err := ebpf.LoadPinnedMap(filepath.Join(dir, pin), nil)
+	if err != nil {
+		return 0, fmt.Errorf("looking at the registry of pods: %w", err)
+	}
+	return pinned.MaxEntries(), pinned.Close()
+}
+
 // adopt finds or makes the table and reads it.
 func (s *Slots) adopt(dir string) error {
 	pinned, err := ebpf.LoadPinnedMap(filepath.Join(dir, pin), nil)

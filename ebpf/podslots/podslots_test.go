@@ -111,6 +111,9 @@ func TestSlots(t *testing.T) {
 
 func TestResize(t *testing.T) {
 	dir := mount(t)
+	if _, err := Pinned(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("nothing is pinned: %v", err)
+	}
 	s := open(t, dir, 2)
 	for pod := range 2 {
 		if _, err := s.Take(uid(pod)); err != nil {
@@ -125,6 +128,9 @@ func TestResize(t *testing.T) {
 		s = open(t, dir, tc.ask)
 		if s.Len() != tc.len || !maps.Equal(s.All(), want) {
 			t.Errorf("opened with %d: %d slots, pods %v; want %d, %v", tc.ask, s.Len(), s.All(), tc.len, want)
+		}
+		if slots, err := Pinned(dir); err != nil || slots != tc.len {
+			t.Errorf("opened with %d: %d slots are pinned (%v), want %d", tc.ask, slots, err, tc.len)
 		}
 	}
 	for pod := 2; pod < 8; pod++ {

@@ -53,21 +53,36 @@ func Run(ctx context.Context, config *rest.Config, s *settings.Settings) error {
 	if err != nil {
 		return err
 	}
-	n, err := openNode(ctx, s, slotCount(ctx, c, s))
+	size := slotCount(ctx, c, s)
+	n, err := openNode(ctx, s, size.slots)
 	if err != nil {
 		return err
 	}
 	mgr, err := assemble(ctx, c, s, n)
+	for _, watch := range n.improve(c, s, size) {
+		if err == nil {
+			err = mgr.Add(watch)
+		}
+	}
 	if err != nil {
 		return errors.Join(err, n.close())
 	}
 	klog.FromContext(ctx).Info("Starting", "mode", "agent", "version", version.String(), "node", s.NodeName,
 		"watchedNamespaces", s.WatchNamespaces, "pins", s.EffectiveBPFFSRoot(), "kernel", n.facts.KernelVersion)
-	err = errors.Join(mgr.Start(ctx), n.close())
-	if ctx.Err() == nil {
+	err = mgr.Start(ctx)
+	anew := errors.Is(err, errAnew)
+	if anew {
+		err = nil
+	}
+	err = errors.Join(err, n.close())
+	switch {
+	case ctx.Err() != nil:
+		return errors.Join(err, sayFarewell(ctx, c, s))
+	case anew && err == nil:
+		return beginAnew()
+	default:
 		return err // not told to stop: the next agent goes on
 	}
-	return errors.Join(err, sayFarewell(ctx, c, s))
 }
 
 // clients are the agent's ways to the API server.

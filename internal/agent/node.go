@@ -45,14 +45,7 @@ type node struct {
 func openNode(ctx context.Context, s *settings.Settings, slots uint32) (*node, error) {
 	n := &node{facts: nodeagent.NodeFacts{KernelVersion: kernelVersion(), Architecture: runtime.GOARCH, BTF: hasBTF(), CgroupVersion: cgroupVersion()}}
 	ground := n.openGround(s, slots)
-	for _, f := range []struct {
-		name v1alpha1.EBPFFeature
-		open func() error
-	}{
-		{v1alpha1.FeatureSyscallCounter, func() error { return n.openCounter(s.EffectiveBPFFSRoot()) }},
-		{v1alpha1.FeatureL4Firewall, func() error { return n.openFirewall(s.EffectiveBPFFSRoot()) }},
-		{v1alpha1.FeatureConnectDenied, n.probeConnectDenied},
-	} {
+	for _, f := range n.features(s.EffectiveBPFFSRoot()) {
 		err := ground
 		if err == nil {
 			err = f.open()
@@ -63,9 +56,12 @@ func openNode(ctx context.Context, s *settings.Settings, slots uint32) (*node, e
 		feature := v1alpha1.EBPFNodeFeature{Name: f.name, Supported: err == nil}
 		if err != nil {
 			feature.Reason = reasonOf(explainRights(err))
-			logging.Warning(klog.FromContext(ctx), "The node does not support a feature", "feature", f.name, "reason", feature.Reason)
+			logging.Warning(klog.FromContext(ctx), "The node does not support a feature", "feature", f.name, "reason", feature.Reason, "triedAgainEvery", s.ResyncPeriod)
 		}
 		n.facts.Features = append(n.facts.Features, feature)
+	}
+	if n.counter != nil && len(n.counter.Discarded()) > 0 {
+		logging.Warning(klog.FromContext(ctx), "Counts of system calls begin again: this version does not understand the maps that were found", "maps", n.counter.Discarded())
 	}
 	return n, nil
 }
@@ -174,13 +170,13 @@ func reasonOf(err error) string {
 	return shorten(reason, maxReason)
 }
 
-// explained adds to an error that no probe foresaw what to do about it.
+// explained adds to an error that no probe foresaw what becomes of it.
 func explained(err error) error {
 	var unsupported *kernelfeature.Unsupported
 	if errors.As(err, &unsupported) || errors.Is(err, bpffs.ErrLocked) {
 		return err
 	}
-	return fmt.Errorf("%w; when that is mended, restart the agent's pod", err)
+	return fmt.Errorf("%w; the agent tries again every CONTROLLER_RESYNC_PERIOD", err)
 }
 
 // makePinFolder makes the directory of the pins, for root alone.
@@ -195,7 +191,7 @@ func makePinFolder(dir string) error {
 	if err != nil {
 		// Left behind in another file system it would be nothing but litter.
 		_ = os.Remove(dir)
-		return fmt.Errorf("BPFFS_ROOT: %w; mount one on the node (mount -t bpf bpf /sys/fs/bpf) and restart the agent's pod", err)
+		return fmt.Errorf("BPFFS_ROOT: %w; mount one on the node (mount -t bpf bpf /sys/fs/bpf)", err)
 	}
 	return nil
 }

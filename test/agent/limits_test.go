@@ -3,12 +3,17 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 	"github.com/podconfigmap/podconfigmap-controller/test/sandbox"
@@ -154,6 +159,58 @@ func TestNodesThatLackWhatEverythingStandsOn(t *testing.T) {
 				if _, err := os.Stat(dir); err == nil {
 					t.Errorf("%s was left behind", dir)
 				}
+			}
+		})
+	}
+}
+
+// TestMended runs the agent where it can do nothing, or not all, until that is
+// mended: then it serves, without that anybody would restart it.
+func TestMended(t *testing.T) {
+	skipShort(t)
+	for name, tc := range map[string]struct {
+		harm   func(w *world) (mend func())
+		lacks  int
+		reason string
+	}{
+		"no BPF file system": {func(w *world) func() {
+			dir := w.t.TempDir()
+			w.environ["BPFFS_ROOT"] = dir + "/pins"
+			return func() {
+				must(w.t, unix.Mount("bpf", dir, "bpf", 0, ""))
+				w.t.Cleanup(func() { must(w.t, unix.Unmount(dir, unix.MNT_DETACH)) })
+			}
+		}, 3, "not in a BPF file system"},
+		"a map that is none of the firewall's": {func(w *world) func() {
+			path := w.pins() + "/l4firewall/storage_ingress"
+			must(w.t, os.MkdirAll(filepath.Dir(path), 0o700))
+			strange, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+			must(t, err)
+			must(t, errors.Join(strange.Pin(path), strange.Close()))
+			return func() { must(w.t, os.Remove(path)) }
+		}, 2, "the agent tries again every CONTROLLER_RESYNC_PERIOD"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, shared, 20)
+			mend := tc.harm(w)
+			w.environ["CONTROLLER_RESYNC_PERIOD"] = "1s"
+			w.config("c", everything())
+			p := w.pod("p", sandbox.PodOptions{NoNetwork: true})
+			w.start()
+			_, reasons := w.supported()
+			if len(reasons) != tc.lacks || !strings.Contains(reasons["L4Firewall"], tc.reason) {
+				t.Errorf("reasons: %q", reasons)
+			}
+			w.awaitReport(v1alpha1.EBPFNodeConfig{Name: "c", Generation: 1, Desired: 1, Unsupported: 1})
+			process := w.agent.PID()
+			mend()
+			w.attached(p, "l4_firewall", "syscall_counter")
+			w.awaitReport(v1alpha1.EBPFNodeConfig{Name: "c", Generation: 1, Desired: 1, Attached: 1})
+			if ready := w.condition(v1alpha1.ConditionReady); ready == nil || ready.Status != metav1.ConditionTrue {
+				t.Errorf("Ready is %+v", ready)
+			}
+			if w.agent.PID() != process || strings.Count(w.agent.Log(), "Beginning anew") != 1 {
+				t.Errorf("it began anew %d times", strings.Count(w.agent.Log(), "Beginning anew"))
 			}
 		})
 	}

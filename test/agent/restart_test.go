@@ -196,6 +196,9 @@ func TestAPIServerAway(t *testing.T) {
 	if used, _ := w.value("ebpf_slots_used", nil); used != 1 {
 		t.Errorf("%v slots are used", used)
 	}
+	if slots, _ := w.value("ebpf_slots", nil); slots != 23 {
+		t.Errorf("%v slots, want those of the agent before", slots)
+	}
 	f.call(100)
 	must(t, c.StartAPIServer(t.Context()))
 	must(t, w.agent.WaitReady(t.Context()))
@@ -204,6 +207,38 @@ func TestAPIServerAway(t *testing.T) {
 	w.awaitReport(v1alpha1.EBPFNodeConfig{Name: "more", Generation: 1, Desired: 1, Attached: 1})
 	f.end()
 	w.stopsAPIServerAway(p)
+}
+
+// TestFirstStartAPIServerAway starts the first agent of a node while the API server
+// is away: how many slots it needs it learns later.
+func TestFirstStartAPIServerAway(t *testing.T) {
+	skipShort(t)
+	c, err := startCluster(t.Context())
+	must(t, err)
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	w := newWorld(t, c, 20)
+	w.neverMind = true
+	w.config("c", everything())
+	p := w.pod("p", sandbox.PodOptions{NoNetwork: true})
+	must(t, c.KillAPIServer())
+	w.begin(nil)
+	slots := func(want float64) {
+		w.eventually(fmt.Sprintf("%v slots", want), func() error {
+			if is, _ := w.value("ebpf_slots", nil); is != want {
+				return fmt.Errorf("%v", is)
+			}
+			return nil
+		})
+	}
+	slots(1024)
+	must(t, c.StartAPIServer(t.Context()))
+	slots(23)
+	must(t, w.agent.WaitReady(t.Context()))
+	w.attached(p, "l4_firewall", "syscall_counter")
 }
 
 // stopsAPIServerAway checks that a clean stop drops no firewall when nobody can
