@@ -170,7 +170,11 @@ func (g *Gate) identify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if id.owner == nil {
+	switch {
+	case id.owner != nil:
+	case g.Settings.PodName == "":
+		klog.FromContext(ctx).Info("The manager runs out of a pod; the node agents stay until the feature is turned off")
+	default:
 		logging.Warning(klog.FromContext(ctx), "The manager does not belong to a Deployment, so nothing will remove the node agents with it",
 			"pod", g.Settings.PodNamespace+"/"+g.Settings.PodName)
 	}
