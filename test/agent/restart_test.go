@@ -37,8 +37,8 @@ type traffic struct {
 	calls  uint64
 }
 
-// startTraffic has a client ask a pod's server over one connection all the time,
-// and probe the port that is blocked.
+// startTraffic has a client ask a pod's server all the time, over one connection,
+// by one UDP flow and over fresh connections, and probe the port that is blocked.
 func (w *world) startTraffic(p *pod) *traffic {
 	w.t.Helper()
 	f := &traffic{w: w, pod: p, server: p.Peer(), client: w.node.Peer(), denied: p.at(81)}
@@ -46,8 +46,12 @@ func (w *world) startTraffic(p *pod) *traffic {
 		_, err := f.server.Listen("tcp", p.at(port))
 		must(w.t, err)
 	}
+	_, err := f.server.Listen("udp", p.at(80))
+	must(w.t, err)
+	must(w.t, f.client.StartLoop("sends", sandbox.Loop{Network: "udp", Remote: p.at(80), Size: 64, Timeout: patience, Every: time.Millisecond}))
 	must(w.t, f.client.StartLoop("asks", sandbox.Loop{Network: "tcp", Remote: p.at(80), Size: 64, Timeout: patience}))
-	must(w.t, f.client.StartLoop("connects", sandbox.Loop{Network: "tcp", Remote: p.at(80), Size: 64, Fresh: true, Timeout: patience, Every: time.Millisecond}))
+	// Slow enough that a minute's connections leave ports for the next.
+	must(w.t, f.client.StartLoop("connects", sandbox.Loop{Network: "tcp", Remote: p.at(80), Size: 64, Fresh: true, Timeout: patience, Every: 4 * time.Millisecond}))
 	must(w.t, f.client.StartLoop("probes", sandbox.Loop{Network: "tcp", Remote: f.denied, Size: 1, Fresh: true, Timeout: 100 * time.Millisecond}))
 	return f
 }
@@ -63,14 +67,16 @@ func (f *traffic) call(n int) {
 func (f *traffic) end() string {
 	t := f.w.t
 	t.Helper()
-	asks, err := f.client.StopLoop("asks")
-	must(t, err)
-	connects, err := f.client.StopLoop("connects")
-	must(t, err)
-	probes, err := f.client.StopLoop("probes")
-	must(t, err)
-	if asks.Failed > 0 || asks.Answered == 0 || connects.Failed > 0 || connects.Answered == 0 {
-		t.Errorf("allowed traffic: %v; fresh connections: %v", asks, connects)
+	stop := func(name string) sandbox.LoopCounts {
+		counts, err := f.client.StopLoop(name)
+		must(t, err)
+		return counts
+	}
+	asks, sends, connects, probes := stop("asks"), stop("sends"), stop("connects"), stop("probes")
+	for _, allowed := range []sandbox.LoopCounts{asks, sends, connects} {
+		if allowed.Failed > 0 || allowed.Answered == 0 {
+			t.Errorf("allowed traffic: one connection %v; UDP %v; fresh connections %v", asks, sends, connects)
+		}
 	}
 	received, err := f.server.Received("tcp", f.denied)
 	must(t, err)
@@ -82,17 +88,21 @@ func (f *traffic) end() string {
 		if calls := f.w.calls(f.pod, "getppid"); calls != f.calls {
 			return fmt.Errorf("%d system calls counted, %d made", calls, f.calls)
 		}
-		// One connection for all requests, and one for each of the fresh ones.
-		if want := connects.Attempts + 1; got["allowed"] != want {
+		// One connection for all requests, one flow, and each of the fresh ones.
+		if want := connects.Attempts + 2; got["allowed"] != want {
 			return fmt.Errorf("%d connections allowed, %d made", got["allowed"], want)
 		}
 		if got["blocked"] != probes.Attempts {
 			return fmt.Errorf("%d connections blocked, %d tried", got["blocked"], probes.Attempts)
 		}
+		if want := sends.Attempts + sends.Answered; got["udp_packets"] != want {
+			return fmt.Errorf("%d UDP packets counted, %d sent", got["udp_packets"], want)
+		}
 		return nil
 	})
-	return fmt.Sprintf("%d requests, longest gap %v; %d fresh connections; %d probes, %d leaked; %d system calls",
-		asks.Answered, asks.Longest.Round(time.Millisecond), connects.Answered, probes.Attempts, received, f.calls)
+	return fmt.Sprintf("%d requests, longest gap %v; %d by UDP, longest gap %v; %d fresh connections; %d failed; %d probes, %d leaked; %d system calls",
+		asks.Answered, asks.Longest.Round(time.Millisecond), sends.Answered, sends.Longest.Round(time.Millisecond), connects.Answered,
+		asks.Failed+sends.Failed+connects.Failed, probes.Attempts, received, f.calls)
 }
 
 // TestKilled kills the agent again and again under traffic.

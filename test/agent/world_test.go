@@ -47,6 +47,7 @@ type world struct {
 	environ   map[string]string
 	agent     *harness.Manager
 	launcher  []string // of the agent, such as setpriv
+	tags      string   // of the agent's build
 	neverMind bool     // what the agent logs is no fault
 }
 
@@ -101,7 +102,7 @@ func (w *world) begin(extra map[string]string, args ...string) {
 	w.t.Helper()
 	environ := maps.Clone(w.environ)
 	maps.Copy(environ, extra)
-	agent, err := w.cluster.StartAgentUnder(w.launcher, environ, args...)
+	agent, err := w.cluster.StartAgentBuild(w.tags, w.launcher, environ, args...)
 	must(w.t, err)
 	w.agent = agent
 }

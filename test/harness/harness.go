@@ -160,37 +160,68 @@ func Root() (string, error) {
 	return "", errors.New("not below the repository's root")
 }
 
-// build makes the binary once a process. It follows RACE=true of the
-// environment, so that the race detector can watch the operator, too, and
-// COVER_PACKAGES, so that what it runs counts as covered.
-var build = sync.OnceValues(func() (string, error) {
+// builds are the binaries that this process has made, by their build tags.
+var builds struct {
+	sync.Mutex
+	byTags map[string]func() (string, error)
+}
+
+// build makes the binary with these build tags (separated by commas; empty: as it
+// ships), once a process.
+func build(tags string) (string, error) {
+	builds.Lock()
+	if builds.byTags == nil {
+		builds.byTags = map[string]func() (string, error){}
+	}
+	if builds.byTags[tags] == nil {
+		builds.byTags[tags] = sync.OnceValues(func() (string, error) { return compile(tags) })
+	}
+	made := builds.byTags[tags]
+	builds.Unlock()
+	return made()
+}
+
+// compile follows RACE=true of the environment, so that the race detector can
+// watch the operator, too, and COVER_PACKAGES, so that what it runs counts as
+// covered.
+func compile(tags string) (string, error) {
 	root, err := Root()
 	if err != nil {
 		return "", err
 	}
-	binary := filepath.Join(root, "bin", "test", fmt.Sprintf("podconfigmap-controller-%d", os.Getpid()))
-	args := []string{"build", "-o", binary, "."}
+	name := fmt.Sprintf("podconfigmap-controller-%d", os.Getpid())
+	args := []string{"build"}
+	if tags != "" {
+		name += "-" + strings.ReplaceAll(tags, ",", "-")
+		args = append(args, "-tags", tags)
+	}
 	if os.Getenv("RACE") == "true" {
-		args = slices.Insert(args, 1, "-race")
+		args = append(args, "-race")
 	}
 	if covered := os.Getenv("COVER_PACKAGES"); covered != "" {
-		args = slices.Insert(args, 1, "-cover", "-coverpkg="+covered)
+		args = append(args, "-cover", "-coverpkg="+covered)
 	}
-	command := exec.Command("go", args...)
+	binary := filepath.Join(root, "bin", "test", name)
+	command := exec.Command("go", append(args, "-o", binary, ".")...)
 	command.Dir = root
 	if out, err := command.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the operator: %w\n%s", err, out)
 	}
 	return binary, nil
-})
+}
 
-// RemoveBinary deletes what StartManager built.
+// RemoveBinary deletes what was built to start the operator.
 func RemoveBinary() error {
-	binary, err := build()
-	if err != nil {
-		return err
+	builds.Lock()
+	defer builds.Unlock()
+	var errs []error
+	for _, made := range builds.byTags {
+		if binary, err := made(); err == nil {
+			errs = append(errs, os.Remove(binary))
+		}
 	}
-	return os.Remove(binary)
+	builds.byTags = nil
+	return errors.Join(errs...)
 }
 
 // Manager is one running process of the operator: a manager or a node agent.
@@ -211,7 +242,7 @@ func (c *Cluster) StartManager(extra map[string]string) (*Manager, error) {
 		return nil, err
 	}
 	maps.Copy(environ, extra)
-	return c.start(environ, nil, "manager")
+	return c.start(process{environ: environ, args: []string{"manager"}})
 }
 
 // StartAgent starts a node agent process with the given settings, and arguments
@@ -223,13 +254,27 @@ func (c *Cluster) StartAgent(environ map[string]string, args ...string) (*Manage
 // StartAgentUnder is StartAgent by way of another program and its arguments,
 // which becomes the agent, such as setpriv.
 func (c *Cluster) StartAgentUnder(launcher []string, environ map[string]string, args ...string) (*Manager, error) {
-	return c.start(environ, launcher, append([]string{"agent"}, args...)...)
+	return c.StartAgentBuild("", launcher, environ, args...)
+}
+
+// StartAgentBuild is StartAgentUnder for an agent that is built with these build
+// tags, as another version of it would be.
+func (c *Cluster) StartAgentBuild(tags string, launcher []string, environ map[string]string, args ...string) (*Manager, error) {
+	return c.start(process{tags: tags, launcher: launcher, environ: environ, args: append([]string{"agent"}, args...)})
+}
+
+// process is how the operator is started.
+type process struct {
+	tags     string // of the build
+	launcher []string
+	environ  map[string]string
+	args     []string
 }
 
 // start starts the operator as an administrator, unless the environment has a
 // KUBECONFIG.
-func (c *Cluster) start(environ map[string]string, launcher []string, args ...string) (*Manager, error) {
-	binary, err := build()
+func (c *Cluster) start(p process) (*Manager, error) {
+	binary, err := build(p.tags)
 	if err != nil {
 		return nil, err
 	}
@@ -241,8 +286,8 @@ func (c *Cluster) start(environ map[string]string, launcher []string, args ...st
 		return nil, err
 	}
 	all := map[string]string{"KUBECONFIG": c.Kubeconfig(), "METRICS_ADDR": m.metrics, "HEALTH_PROBE_ADDR": m.probes}
-	maps.Copy(all, environ)
-	line := slices.Concat(launcher, []string{binary}, args)
+	maps.Copy(all, p.environ)
+	line := slices.Concat(p.launcher, []string{binary}, p.args)
 	m.command = exec.Command(line[0], line[1:]...)
 	m.command.Stdout, m.command.Stderr = m.log, m.log
 	m.command.Env = []string{"HOME=" + os.Getenv("HOME"), "PATH=" + os.Getenv("PATH"), "GOCOVERDIR=" + os.Getenv("GOCOVERDIR")}
@@ -250,7 +295,7 @@ func (c *Cluster) start(environ map[string]string, launcher []string, args ...st
 		m.command.Env = append(m.command.Env, name+"="+value)
 	}
 	if err := controlplane.StartChild(m.command); err != nil {
-		return nil, fmt.Errorf("starting the operator as %v: %w", args, err)
+		return nil, fmt.Errorf("starting the operator as %v: %w", p.args, err)
 	}
 	go func() {
 		m.exitErr = m.command.Wait()
