@@ -11,7 +11,7 @@ COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 # Where the images are published. Bundle and catalog have its name with "-bundle"
 # and "-catalog" at the end.
 IMAGE_REPOSITORY ?= ghcr.io/podconfigmap/podconfigmap-controller
-# The image of manager and agent that docker-build makes and deploy runs.
+# The image of manager and agent that image and docker-build make and deploy runs.
 IMG ?= $(IMAGE_REPOSITORY):v$(VERSION)
 PLATFORM ?=
 KUBECTL ?= kubectl
@@ -69,14 +69,6 @@ controlplane: ## Build etcd, kube-apiserver and kube-controller-manager (once; 6
 .PHONY: build
 build: ## Build bin/podconfigmap-controller.
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/podconfigmap-controller .
-
-.PHONY: docker-build
-docker-build: ## Build the image IMG=.
-	docker build $(if $(PLATFORM),--platform $(PLATFORM)) --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t $(IMG) .
-
-.PHONY: docker-push
-docker-push: ## Push the image IMG=.
-	docker push $(IMG)
 
 .PHONY: clean
 clean: ## Remove what was built here (the control plane's programs stay in your cache folder).

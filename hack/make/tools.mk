@@ -1,6 +1,7 @@
 # Programs that are too big, or too much at odds with each other in what they
 # require, for hack/tools/go.mod: each has a folder there with a go.mod whose one
-# "tool" line names it, and is built into bin/ by its folder's name.
+# "tool" line names it, or with a program of our own, and is built into bin/ by its
+# folder's name.
 
 ## Tools
 
@@ -9,10 +10,13 @@ TAGS_operator-sdk = containers_image_openpgp
 
 BIG_TOOLS = $(filter-out golangci-lint kubectl,$(patsubst hack/tools/%/go.mod,%,$(wildcard hack/tools/*/go.mod)))
 
+# Without a "tool" line the program is the folder's own.
+package_of = $(if $(wildcard hack/tools/$(1)/main.go),.,tool)
+
 bin/%: hack/tools/%/go.mod
 	@echo "building bin/$* (some of the tools take 10 minutes on two cores the first time)"
 	@mkdir -p bin
-	CGO_ENABLED=0 go -C hack/tools/$* build -trimpath -tags '$(TAGS_$*)' -ldflags '-s -w $(LDFLAGS_$*)' -o $(CURDIR)/$@ tool
+	CGO_ENABLED=0 go -C hack/tools/$* build -trimpath -tags '$(TAGS_$*)' -ldflags '-s -w $(LDFLAGS_$*)' -o $(CURDIR)/$@ $(call package_of,$*)
 	@touch $@
 
 .PHONY: big-tools

@@ -1,0 +1,66 @@
+# Images without Docker, and releases. docs/release.md tells what they hold.
+
+## Images and releases
+
+# The platforms of the images that are built without Docker.
+IMAGE_PLATFORMS ?= linux/amd64,linux/arm64
+# When the commit was made: the only time in an image or a release.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+image_name = $(notdir $(IMAGE_REPOSITORY))
+source_url = https://github.com/podconfigmap/podconfigmap-controller
+images = build/images
+
+# What every image is labelled with, whether Docker builds it or bin/image. The
+# time of creation goes by itself.
+image_labels = \
+	org.opencontainers.image.version=$(VERSION) \
+	org.opencontainers.image.revision=$(COMMIT) \
+	org.opencontainers.image.source=$(source_url) \
+	org.opencontainers.image.url=$(source_url) \
+	org.opencontainers.image.licenses=Apache-2.0
+
+# One command for all images: what goes in, and what it is called, is added to it.
+BUILD_IMAGE = bin/image build -created $(SOURCE_DATE_EPOCH) -platform $(IMAGE_PLATFORMS) $(addprefix -label ,$(image_labels))
+# $(1): the image's name without the repository's path, $(2): its reference. Both
+# a layout, to push from, and a tar, to import.
+write_image = -layout $(images)/$(1) -tar $(images)/$(1).tar -name $(2)
+
+bin/image: $(wildcard hack/tools/image/*.go) hack/tools/image/go.sum
+bin/registry: $(wildcard hack/tools/registry/*.go) hack/tools/registry/go.sum
+
+# Go's own settings are fixed, so that those of the machine do not show.
+.PHONY: image-binaries
+image-binaries:
+	@for platform in $(subst $(comma), ,$(IMAGE_PLATFORMS)); do \
+		echo "building for $$platform"; \
+		GOOS=$${platform%/*} GOARCH=$${platform#*/} CGO_ENABLED=0 GOFLAGS= GOEXPERIMENT= GOAMD64=v1 GOARM64=v8.0 GOFIPS140=off GOWORK=off \
+			go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(images)/bin/$$platform/podconfigmap-controller .; \
+	done
+
+.PHONY: image
+image: bin/image image-binaries ## Build the image for all platforms without Docker (build/images).
+	@$(BUILD_IMAGE) $(call write_image,$(image_name),$(IMG)) \
+		-label 'org.opencontainers.image.title=PodConfigMapController' \
+		-label 'org.opencontainers.image.description=$(image_description)' \
+		-add '/podconfigmap-controller=$(images)/bin/{os}/{arch}/podconfigmap-controller' \
+		-entrypoint /podconfigmap-controller -cmd manager
+
+image_description = Keeps a ConfigMap with the metadata of every pod that a PodConfigMapConfig selects
+
+.PHONY: image-push
+image-push: bin/image ## Push what `make image` built as IMG=.
+	@bin/image push -from $(images)/$(image_name) $(IMG)
+
+.PHONY: docker-build
+docker-build: ## Build the image IMG= with Docker, for PLATFORM= (such as linux/amd64,linux/arm64).
+	docker build $(if $(PLATFORM),--platform $(PLATFORM)) \
+		--build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) \
+		--build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) --build-arg CREATED=$(image_created) -t $(IMG) .
+
+# The same time as OCI wants it in a label.
+image_created = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
+
+.PHONY: docker-push
+docker-push: ## Push the image IMG= with Docker.
+	docker push $(IMG)
