@@ -27,7 +27,7 @@ import (
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get
 // +kubebuilder:rbac:groups=podconfig.example.com,resources=ebpfnodes,verbs=get;create;patch,namespace=system
 // +kubebuilder:rbac:groups=podconfig.example.com,resources=ebpfnodes/status,verbs=patch,namespace=system
-// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch,namespace=system
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create,namespace=system
 
 const (
 	// FieldManager is the name under which agents write.

@@ -20,7 +20,6 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -48,49 +47,107 @@ const (
 	patience = 3 * time.Minute
 )
 
+// TestShippedRights runs the manager with what config/default binds to its
+// ServiceAccount: first for one namespace, where the ClusterRole is bound as OLM
+// binds it for one, so that each rule shows what it alone allows; then as shipped,
+// for all namespaces.
 func TestShippedRights(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: this needs a control plane")
 	}
-	audit := newAudit(t)
-	plane, err := controlplane.Start(t.Context(), controlplane.Options{APIServerFlags: audit.flags()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	audit, err := harness.NewAudit(t.TempDir(), system, account)
+	must(t, err)
+	plane, err := controlplane.Start(t.Context(), controlplane.Options{APIServerFlags: audit.Flags()})
+	must(t, err)
 	c := &harness.Cluster{ControlPlane: plane}
 	t.Cleanup(func() {
 		if err := errors.Join(plane.Stop(), harness.RemoveBinary()); err != nil {
 			t.Error(err)
 		}
 	})
-	if c.Client, err = harness.NewClient(plane.Config()); err != nil {
-		t.Fatal(err)
-	}
+	c.Client, err = harness.NewClient(plane.Config())
+	must(t, err)
 	objects := build(t, "config/default")
 	apply(t, c.Client, objects)
 	t.Run("the Deployment's pods are admitted", func(t *testing.T) { checkPods(t, c.Client) })
 	t.Run("the metrics Service selects them", func(t *testing.T) { checkService(t, c.Client) })
 	t.Run("the agents have their own account", func(t *testing.T) { checkAgents(t, c.Client, objects) })
-
 	apply(t, c.Client, olm())
 	runs(t, c.Client)
-	m := startManager(t, c, map[string]string{"EBPF_ENABLED": "true"})
-	exercise(t, c.Client)
-	deployAgents(t, c.Client)
-	stop(t, m)
-	m = startManager(t, c, nil)
-	removeAgents(t, c.Client)
-	granted := grantedTo(t, objects, account)
-	_ = wait.PollUntilContextTimeout(t.Context(), time.Second, 30*time.Second, true, func(context.Context) (bool, error) {
-		return len(without(granted, audit.used(t))) == 0, nil
+
+	t.Run("one namespace", func(t *testing.T) {
+		local := forOneNamespace(t, c.Client, objects)
+		m := startManager(t, c, map[string]string{"EBPF_ENABLED": "true", "WATCH_NAMESPACE": watched})
+		exercise(t, c.Client, watched)
+		deployAgents(t, c.Client)
+		stop(t, m)
+		m = startManager(t, c, map[string]string{"WATCH_NAMESPACE": watched})
+		removeAgents(t, c.Client)
+		checkRights(t, audit, local)
+		stop(t, m)
 	})
-	if unused := without(granted, audit.used(t)); len(unused) > 0 {
-		t.Errorf("granted, but never used: %v", unused)
+	t.Run("all namespaces", func(t *testing.T) {
+		apply(t, c.Client, objects)
+		m := startManager(t, c, nil)
+		exercise(t, c.Client, "orchard")
+		if denied := harness.Denied(entries(t, audit)); len(denied) > 0 {
+			t.Errorf("used, but not granted: %v", denied)
+		}
+		stop(t, m)
+	})
+}
+
+// forOneNamespace binds the manager's ClusterRole in the watched namespace alone,
+// and gives the objects as they are then.
+func forOneNamespace(t *testing.T, c client.Client, objects []*unstructured.Unstructured) (local []*unstructured.Unstructured) {
+	t.Helper()
+	must(t, c.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: watched}}))
+	for _, object := range objects {
+		if object.GetKind() == "ClusterRoleBinding" && strings.HasSuffix(object.GetName(), "manager-rolebinding") {
+			must(t, c.Delete(t.Context(), object.DeepCopy()))
+			object = object.DeepCopy()
+			object.SetKind("RoleBinding")
+			object.SetNamespace(watched)
+			apply(t, c, []*unstructured.Unstructured{object})
+		}
+		local = append(local, object)
 	}
-	if denied := audit.denied(t); len(denied) > 0 {
+	return local
+}
+
+// checkRights: what the manager did needs each rule, and nothing else. That the
+// removal of a rule is noticed follows: a request needed it alone.
+func checkRights(t *testing.T, audit *harness.Audit, objects []*unstructured.Unstructured) {
+	t.Helper()
+	grants, err := harness.Grants(objects, system, account)
+	must(t, err)
+	if len(grants) == 0 {
+		t.Fatal("no rights are granted")
+	}
+	unneeded := func() []harness.Grant { return harness.Unneeded(grants, harness.Used(entries(t, audit))) }
+	_ = wait.PollUntilContextTimeout(t.Context(), time.Second, 30*time.Second, true, func(context.Context) (bool, error) {
+		return len(unneeded()) == 0, nil
+	})
+	for _, g := range unneeded() {
+		t.Errorf("granted, but never needed: %s", g)
+	}
+	if denied := harness.Denied(entries(t, audit)); len(denied) > 0 {
 		t.Errorf("used, but not granted: %v", denied)
 	}
-	stop(t, m)
+}
+
+func entries(t *testing.T, audit *harness.Audit) []harness.AuditEntry {
+	t.Helper()
+	all, err := audit.Entries()
+	must(t, err)
+	return all
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func stop(t *testing.T, m *harness.Manager) {
@@ -215,11 +272,25 @@ func checkAgents(t *testing.T, c client.Client, objects []*unstructured.Unstruct
 	if err := c.Get(t.Context(), client.ObjectKey{Namespace: system, Name: agent}, &corev1.ServiceAccount{}); err != nil {
 		t.Error(err)
 	}
-	for r := range grantedTo(t, objects, agent) {
+	grants, err := harness.Grants(objects, system, agent)
+	must(t, err)
+	if len(grants) == 0 {
+		t.Error("agents have no rights")
+	}
+	for _, g := range grants {
 		// An agent reads; what it writes is its own report, and Events.
-		reads := r.verb == "get" || r.verb == "list" || r.verb == "watch"
-		if !reads && !strings.HasPrefix(r.resource, "ebpfnodes") && r.resource != "events" || r.resource == "secrets" || r.verb == "*" || r.resource == "*" {
-			t.Errorf("agents may %v", r)
+		reads := g.Verb == "get" || g.Verb == "list" || g.Verb == "watch"
+		if !reads && !strings.HasPrefix(g.Resource, "ebpfnodes") && g.Resource != "events" || g.Resource == "secrets" {
+			t.Errorf("agents may %s", g)
+		}
+	}
+	for _, object := range objects {
+		subjects, _, err := unstructured.NestedSlice(object.Object, "subjects")
+		must(t, err)
+		for _, subject := range subjects {
+			if s := subject.(map[string]any); s["name"] != agent && s["name"] != account || s["namespace"] != system {
+				t.Errorf("%s %s is for %v", object.GetKind(), object.GetName(), s)
+			}
 		}
 	}
 	service := &corev1.Service{}
@@ -268,9 +339,7 @@ func deployAgents(t *testing.T, c client.Client) {
 		t.Errorf("an agent is not admitted: %v", err)
 	}
 	set.Spec.Template.Spec.HostPID = true
-	if err := c.Update(t.Context(), set); err != nil {
-		t.Fatal(err)
-	}
+	must(t, c.Update(t.Context(), set))
 	await(t, "the edit is undone", func() bool { return read() && !set.Spec.Template.Spec.HostPID })
 	await(t, "OLM is told of the roll-out, which nobody carries out here", func() bool {
 		return upgradeable(t, c) == `False AgentsChanging: DaemonSet "podconfigmap-controller-agent" is being rolled out`
@@ -378,15 +447,10 @@ func writeKubeconfig(t *testing.T, config *rest.Config) string {
 // exercise has the manager do all that it does: create, change and delete
 // ConfigMaps, meet a foreign one, announce the same thing twice, and sweep what
 // a pod left behind.
-func exercise(t *testing.T, c client.Client) {
+func exercise(t *testing.T, c client.Client, namespace string) {
 	t.Helper()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name, Namespace: watched} }
+	must := func(err error) { t.Helper(); must(t, err) }
+	meta := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name, Namespace: namespace} }
 	pod := func(name string) *corev1.Pod {
 		return &corev1.Pod{ObjectMeta: meta(name), Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
 	}
@@ -405,7 +469,7 @@ func exercise(t *testing.T, c client.Client) {
 		})
 	}
 
-	must(c.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: watched}}))
+	must(client.IgnoreAlreadyExists(c.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}})))
 	rose, leaver := pod("rose"), pod("leaver")
 	for _, object := range []client.Object{config, rose, leaver} {
 		must(c.Create(t.Context(), object))
@@ -446,99 +510,4 @@ func await(t *testing.T, what string, yes func() bool) {
 			t.Fatalf("waiting until %s: not within %s", what, patience)
 		}
 	}
-}
-
-// grantedTo lists the rights that the manifests bind to a ServiceAccount.
-func grantedTo(t *testing.T, objects []*unstructured.Unstructured, to string) map[right]bool {
-	t.Helper()
-	granted := map[right]bool{}
-	for _, binding := range objects {
-		subjects, _, err := unstructured.NestedSlice(binding.Object, "subjects")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, subject := range subjects {
-			s := subject.(map[string]any)
-			if s["name"] != agent && s["name"] != account || s["namespace"] != system {
-				t.Errorf("%s %s is for %v", binding.GetKind(), binding.GetName(), s)
-			}
-			if s["name"] != to {
-				continue
-			}
-			kind, _, _ := unstructured.NestedString(binding.Object, "roleRef", "kind")
-			name, _, _ := unstructured.NestedString(binding.Object, "roleRef", "name")
-			at := slices.IndexFunc(objects, func(o *unstructured.Unstructured) bool { return o.GetKind() == kind && o.GetName() == name })
-			if at < 0 {
-				t.Fatalf("%s %s is of the %s %s, which there is not", binding.GetKind(), binding.GetName(), kind, name)
-			}
-			maps.Copy(granted, rightsOf(t, objects[at]))
-		}
-	}
-	if len(granted) == 0 {
-		t.Fatal("no rights are granted")
-	}
-	return granted
-}
-
-func rightsOf(t *testing.T, role *unstructured.Unstructured) map[right]bool {
-	t.Helper()
-	text, err := role.MarshalJSON()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var typed rbacv1.ClusterRole // a Role has the same fields
-	if err := yaml.Unmarshal(text, &typed); err != nil {
-		t.Fatal(err)
-	}
-	rights := map[right]bool{}
-	for _, rule := range typed.Rules {
-		for _, group := range rule.APIGroups {
-			for _, resource := range rule.Resources {
-				for _, verb := range rule.Verbs {
-					rights[right{group, resource, verb}] = true
-				}
-			}
-		}
-	}
-	return rights
-}
-
-// without lists the rights that were not used. A list is used by a client that
-// lists and watches, where its server cannot stream the list as a watch.
-func without(granted, used map[right]bool) []string {
-	var unused []string
-	for r := range granted {
-		watch := r
-		watch.verb = "watch"
-		if !used[r] && (r.verb != "list" || !used[watch]) {
-			unused = append(unused, r.String())
-		}
-	}
-	slices.Sort(unused)
-	return unused
-}
-
-// Everything in config builds, not only what is installed.
-func TestOtherManifests(t *testing.T) {
-	for folder, kinds := range map[string][]string{
-		"config/prometheus":   {"ConfigMap", "PrometheusRule", "ServiceMonitor", "ServiceMonitor"},
-		"config/samples":      {"Namespace", "Pod", "Pod", "Pod", "PodConfigMapConfig"},
-		"config/samples/ebpf": {"Namespace", "Pod", "Pod", "PodConfigMapConfig"},
-		"config/crd":          {"CustomResourceDefinition", "CustomResourceDefinition"},
-	} {
-		t.Run(folder, func(t *testing.T) {
-			var got []string
-			for _, object := range build(t, folder) {
-				got = append(got, object.GetKind())
-			}
-			if slices.Sort(got); !slices.Equal(got, sorted(kinds)) {
-				t.Errorf("has %v, want %v", got, kinds)
-			}
-		})
-	}
-}
-
-func sorted(list []string) []string {
-	slices.Sort(list)
-	return list
 }
