@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package prometheus tests the alerts and the dashboard against the metrics that
-// the manager has.
+// manager and agents have. That the queries work, test/shipping/observability
+// shows.
 package prometheus
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -14,6 +16,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/podconfigmap/podconfigmap-controller/internal/agent"
 	"github.com/podconfigmap/podconfigmap-controller/internal/manager"
 	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 )
@@ -51,32 +54,95 @@ type dashboard struct {
 }
 
 type panel struct {
-	Title   string
-	Targets []struct{ Expr, LegendFormat string }
+	ID          int
+	Title, Type string
+	GridPos     struct{ X, Y, W, H int }
+	Targets     []struct{ Expr, LegendFormat string }
 }
 
-func TestAlerts(t *testing.T) {
+// monitor is a ServiceMonitor.
+type monitor struct {
+	Spec struct {
+		Selector  struct{ MatchLabels map[string]string }
+		Endpoints []struct {
+			Port, Path  string
+			HonorLabels bool
+			Relabelings []struct{ TargetLabel string }
+		}
+	}
+}
+
+// unitTests are promtool's.
+type unitTests struct {
+	Tests []struct {
+		Name          string
+		AlertRuleTest []struct {
+			Alertname string
+			ExpAlerts []any `json:"exp_alerts"`
+		} `json:"alert_rule_test"`
+	}
+}
+
+// rules reads all alerts.
+func rules(t *testing.T) (all []rule) {
+	t.Helper()
 	var object struct {
 		APIVersion, Kind string
 		Spec             struct{ Groups []struct{ Rules []rule } }
 	}
 	decode(t, "prometheusrule.yaml", &object)
-	if object.APIVersion != "monitoring.coreos.com/v1" || object.Kind != "PrometheusRule" || len(object.Spec.Groups) == 0 {
+	if object.APIVersion != "monitoring.coreos.com/v1" || object.Kind != "PrometheusRule" {
 		t.Fatalf("not the rules: %+v", object)
 	}
+	for _, g := range object.Spec.Groups {
+		all = append(all, g.Rules...)
+	}
+	if len(all) == 0 {
+		t.Fatal("no alerts")
+	}
+	return all
+}
+
+func TestAlerts(t *testing.T) {
 	page := read(t, "../../docs/troubleshooting.md")
 	seen := map[string]bool{}
-	for _, g := range object.Spec.Groups {
-		for _, r := range g.Rules {
-			if seen[r.Alert] {
-				t.Errorf("two alerts are named %q", r.Alert)
+	for _, r := range rules(t) {
+		if seen[r.Alert] {
+			t.Errorf("two alerts are named %q", r.Alert)
+		}
+		seen[r.Alert] = true
+		t.Run(r.Alert, func(t *testing.T) { checkAlert(t, r, page) })
+	}
+}
+
+// TestEveryAlertHasItsUnitTests wants of promtool's tests, for each alert, one in
+// which it fires, one in which it does not yet, and that it is silent where all is
+// well. That they pass, test/shipping/observability shows.
+func TestEveryAlertHasItsUnitTests(t *testing.T) {
+	var tests unitTests
+	decode(t, "alerts.test.yaml", &tests)
+	fires, waits, silent := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	for _, group := range tests.Tests {
+		for _, one := range group.AlertRuleTest {
+			switch {
+			case len(one.ExpAlerts) > 0:
+				fires[one.Alertname] = true
+			case group.Name == "all is well":
+				silent[one.Alertname] = true
+			default:
+				waits[one.Alertname] = true
 			}
-			seen[r.Alert] = true
-			t.Run(r.Alert, func(t *testing.T) { checkAlert(t, r, page) })
 		}
 	}
-	if len(seen) == 0 {
-		t.Error("no alerts")
+	all := rules(t)
+	for _, r := range all {
+		if !fires[r.Alert] || !waits[r.Alert] || !silent[r.Alert] {
+			t.Errorf("%s: fires in a unit test: %t, waits in one: %t, is silent where all is well: %t",
+				r.Alert, fires[r.Alert], waits[r.Alert], silent[r.Alert])
+		}
+	}
+	if len(fires) != len(all) {
+		t.Errorf("%d alerts are tested, there are %d", len(fires), len(all))
 	}
 }
 
@@ -127,8 +193,35 @@ func TestDashboard(t *testing.T) {
 		t.Error("the dashboard has no title or no panels")
 	}
 	checkVariables(t, d)
+	checkPlaces(t, d)
 	for _, p := range d.Panels {
-		t.Run(p.Title, func(t *testing.T) { checkPanel(t, p) })
+		if p.Type != "row" {
+			t.Run(p.Title, func(t *testing.T) { checkPanel(t, p) })
+		}
+	}
+}
+
+// checkPlaces checks that no panel lies on another, or out of the grid's 24
+// columns, and that each has an id of its own.
+func checkPlaces(t *testing.T, d dashboard) {
+	ids, taken := map[int]string{}, map[[2]int]string{}
+	for _, p := range d.Panels {
+		if other, twice := ids[p.ID]; twice || p.ID == 0 {
+			t.Errorf("%q and %q have the id %d", p.Title, other, p.ID)
+		}
+		ids[p.ID] = p.Title
+		at := p.GridPos
+		if at.W < 1 || at.H < 1 || at.X < 0 || at.X+at.W > 24 {
+			t.Errorf("%q lies at %+v", p.Title, at)
+		}
+		for x := at.X; x < at.X+at.W; x++ {
+			for y := at.Y; y < at.Y+at.H; y++ {
+				if other, twice := taken[[2]int{x, y}]; twice {
+					t.Fatalf("%q lies on %q", p.Title, other)
+				}
+				taken[[2]int{x, y}] = p.Title
+			}
+		}
 	}
 }
 
@@ -169,7 +262,7 @@ func checkVariables(t *testing.T, d dashboard) {
 			t.Errorf("variable %s: %s", v.Name, fault)
 		}
 	}
-	if kinds["datasource"] != "datasource" || kinds["namespace"] != "query" {
+	if kinds["datasource"] != "datasource" || kinds["namespace"] != "query" || kinds["node"] != "query" {
 		t.Errorf("the variables are %v", kinds)
 	}
 }
@@ -177,17 +270,53 @@ func checkVariables(t *testing.T, d dashboard) {
 func TestKustomizationHasAll(t *testing.T) {
 	var k struct{ Resources []string }
 	decode(t, "kustomization.yaml", &k)
-	for _, file := range []string{"monitor.yaml", "prometheusrule.yaml", "dashboard.yaml"} {
+	for _, file := range []string{"monitor.yaml", "agent_monitor.yaml", "prometheusrule.yaml", "dashboard.yaml"} {
 		if !slices.Contains(k.Resources, file) {
 			t.Errorf("it lacks %s", file)
 		}
 	}
 }
 
+// TestMonitorsFindTheirServices compares each ServiceMonitor with the Service that
+// it is for.
+func TestMonitorsFindTheirServices(t *testing.T) {
+	for file, service := range map[string]string{"monitor.yaml": "metrics_service.yaml", "agent_monitor.yaml": "agent_metrics_service.yaml"} {
+		m := readMonitor(t, file)
+		var s struct {
+			Metadata struct {
+				Name   string
+				Labels map[string]string
+			}
+			Spec struct{ Ports []struct{ Name string } }
+		}
+		decode(t, "../manager/"+service, &s)
+		if len(m.Spec.Selector.MatchLabels) == 0 || !maps.Equal(m.Spec.Selector.MatchLabels, s.Metadata.Labels) {
+			t.Errorf("%s selects %v, the Service has %v", file, m.Spec.Selector.MatchLabels, s.Metadata.Labels)
+		}
+		e := m.Spec.Endpoints
+		if len(e) != 1 || e[0].Port != s.Spec.Ports[0].Name || e[0].Path != "/metrics" || !e[0].HonorLabels {
+			t.Errorf("%s has the endpoints %+v", file, e)
+		}
+		// As config/default names it; the scrape job has the Service's name.
+		job := `{job="podconfigmap-controller-` + s.Metadata.Name + `"}`
+		if text := read(t, "prometheusrule.yaml"); !strings.Contains(text, job) {
+			t.Errorf("no alert looks at %s", job)
+		}
+	}
+}
+
+func readMonitor(t *testing.T, file string) (m monitor) {
+	t.Helper()
+	decode(t, file, &m)
+	return m
+}
+
 func TestFaultsAreFound(t *testing.T) {
 	for _, query := range []string{
 		`podconfigmap_controller_nothing`,
-		`podconfigmap_controller_pcmc_status{pod="a"}`,
+		`podconfigmap_controller_pcmc_status{pod_name="a"}`,
+		`sum by (node) (podconfigmap_controller_pcmc_status)`,
+		`podconfigmap_controller_ebpf_slots{feature="a"}`,
 		`sum by (pcmc_name) (podconfigmap_controller_pcmc_status)`,
 		`podconfigmap_controller_queue_depth_bucket`,
 		`podconfigmap_controller_reconciliation_duration_seconds`,
@@ -201,7 +330,8 @@ func TestFaultsAreFound(t *testing.T) {
 }
 
 // faults says what is wrong with a query's use of our metrics. The labels by
-// which it groups must be labels of all of our metrics in it.
+// which it groups must be labels of all of our metrics in it: their own, or those
+// that every scrape adds.
 func faults(query string) (found []string) {
 	for _, pair := range []string{"()", "{}", "[]"} {
 		if strings.Count(query, pair[:1]) != strings.Count(query, pair[1:]) {
@@ -212,7 +342,7 @@ func faults(query string) (found []string) {
 		name := telemetry.Prefix + use[1]
 		labels, known := series()[name]
 		if !known {
-			found = append(found, "the manager has no "+name)
+			found = append(found, "neither manager nor agent has "+name)
 			continue
 		}
 		used := grouped(query)
@@ -240,18 +370,34 @@ func grouped(query string) (labels []string) {
 	return labels
 }
 
-// series maps the names that a scrape has to their labels.
+// scraped are labels that the Prometheus operator adds to what it scrapes by a
+// ServiceMonitor.
+var scraped = []string{"job", "instance", "namespace", "service", "pod", "container", "endpoint"}
+
+// series maps the names that scrapes have to their labels.
 func series() map[string][]string {
 	labels := map[string][]string{}
-	for _, d := range manager.Metrics() {
-		if d.Type != "histogram" {
-			labels[d.Name] = d.Labels
-			continue
+	add := func(definitions []telemetry.Definition, added ...string) {
+		for _, d := range definitions {
+			own := slices.Concat(d.Labels, scraped, added)
+			if d.Type != "histogram" {
+				labels[d.Name] = own
+				continue
+			}
+			labels[d.Name+"_sum"], labels[d.Name+"_count"] = own, own
+			labels[d.Name+"_bucket"] = append(slices.Clone(own), "le")
 		}
-		labels[d.Name+"_sum"], labels[d.Name+"_count"] = d.Labels, d.Labels
-		labels[d.Name+"_bucket"] = append(slices.Clone(d.Labels), "le")
 	}
+	add(manager.Metrics())
+	add(agent.Metrics(), "node") // by agent_monitor.yaml
 	return labels
+}
+
+func TestAgentsMonitorNamesTheNode(t *testing.T) {
+	r := readMonitor(t, "agent_monitor.yaml").Spec.Endpoints[0].Relabelings
+	if len(r) != 1 || r[0].TargetLabel != "node" {
+		t.Errorf("its relabelings are %+v", r)
+	}
 }
 
 func decode(t *testing.T, file string, into any) {
