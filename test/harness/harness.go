@@ -330,6 +330,9 @@ func (m *Manager) Probe(ctx context.Context, path string) (string, error) {
 	return get(ctx, "http://"+m.probes+path)
 }
 
+// MetricsAddress is the host and port of /metrics.
+func (m *Manager) MetricsAddress() string { return m.metrics }
+
 // Scrape reads /metrics.
 func (m *Manager) Scrape(ctx context.Context) (map[string]*dto.MetricFamily, error) {
 	text, err := get(ctx, "http://"+m.metrics+"/metrics")
