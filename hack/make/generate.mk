@@ -26,7 +26,9 @@ space = $(empty) $(empty)
 # The folders $(1) as controller-gen takes them.
 paths = "paths={$(subst $(space),$(comma),$(patsubst %,./%/...,$(strip $(1))))}"
 
-.PHONY: generate bpf docs manifests verify lint fmt vet tools
+# What is made of config/ (manifests: bundle) comes after config/ itself, where both
+# are made; alone it takes config/ as it is.
+.PHONY: generate bpf docs manifests config-manifests verify lint fmt vet tools
 
 generate: bpf ## Write the generated Go code (BPF objects, tables of system calls, deep copies) and docs.
 	go run ./hack/syscalls
@@ -45,7 +47,9 @@ bpf: ## Compile the BPF programs (needs clang-14, llvm-14 and libbpf-dev).
 docs: ## Write docs/settings.md, docs/metrics.md and docs/templates.md from the code.
 	go run ./hack/docs
 
-manifests: generate ## Write the CRDs and the roles of manager and agent from the Go markers.
+manifests: config-manifests ## Write all manifests: CRDs and roles from the Go markers, and from these what is shipped.
+
+config-manifests: generate
 	$(CONTROLLER_GEN) crd paths=./api/... output:crd:dir=config/crd/bases
 	go run ./hack/crd config/crd/bases/*.yaml
 	$(CONTROLLER_GEN) rbac:roleName=manager-role $(call paths,$(MANAGER_CONTROLLERS)) output:rbac:dir=config/rbac

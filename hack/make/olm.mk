@@ -1,0 +1,26 @@
+# The OLM bundle and its validation.
+
+## OLM
+
+# The image of our own scorecard tests (test/scorecard).
+SCORECARD_IMG ?= $(IMAGE_REPOSITORY)-scorecard:v$(VERSION)
+BUNDLE_CHANNELS ?= candidate,stable
+BUNDLE_DEFAULT_CHANNEL ?= stable
+
+# A build from a module knows no version; bundles carry operator-sdk's.
+LDFLAGS_operator-sdk = -X github.com/operator-framework/operator-sdk/internal/version.Version=$(shell awk '$$2 == "github.com/operator-framework/operator-sdk" {print $$3}' hack/tools/operator-sdk/go.mod)
+
+.PHONY: bundle
+bundle: bin/operator-sdk ## Write bundle/ and bundle.Dockerfile (VERSION=, IMG=).
+	$(KUSTOMIZE) build config/manifests | go run ./hack/bundle -version $(VERSION) -image $(IMG) -scorecard-image $(SCORECARD_IMG) \
+		-channels $(BUNDLE_CHANNELS) -default-channel $(BUNDLE_DEFAULT_CHANNEL) -rights test/scorecard/rights.yaml
+
+# operatorhub's own result is that it is deprecated for the two after it.
+.PHONY: bundle-validate
+bundle-validate: bin/operator-sdk ## Run operator-sdk's validators on bundle/; a warning is a failure, too.
+	go run ./hack/bundle/validate -operator-sdk bin/operator-sdk bundle
+
+manifests: bundle
+ifneq ($(filter manifests verify,$(MAKECMDGOALS)),)
+bundle: config-manifests
+endif
