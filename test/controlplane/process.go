@@ -52,13 +52,14 @@ func startProcess(name, log, path string, args ...string) (*process, error) {
 
 // StartChild starts a command that ends when this process does, however it ends.
 func StartChild(cmd *exec.Cmd) error {
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		// A Ctrl-C at the terminal reaches every process of its group at once,
-		// but these must be stopped in order.
-		Setpgid: true,
-		// Nothing may outlive a killed test.
-		Pdeathsig: syscall.SIGKILL,
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
+	// A Ctrl-C at the terminal reaches every process of its group at once, but these
+	// must be stopped in order.
+	cmd.SysProcAttr.Setpgid = true
+	// Nothing may outlive a killed test.
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	return onLastingThread(cmd.Start)
 }
 
