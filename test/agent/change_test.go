@@ -4,6 +4,7 @@ package agent
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -122,6 +123,17 @@ func TestPodsOfAllKinds(t *testing.T) {
 		p.Remove()
 		is("host", 0)
 	})
+	for _, driver := range []sandbox.Driver{sandbox.Cgroupfs, sandbox.Systemd} {
+		for _, qos := range []corev1.PodQOSClass{corev1.PodQOSGuaranteed, corev1.PodQOSBurstable, corev1.PodQOSBestEffort} {
+			t.Run(fmt.Sprintf("%s, %s", driver, qos), func(*testing.T) {
+				name := strings.ToLower(fmt.Sprintf("%s-%s", driver, qos))
+				p := w.pod(name, sandbox.PodOptions{Driver: driver, QoS: qos})
+				is(name, both)
+				p.Remove()
+				is(name, 0)
+			})
+		}
+	}
 	t.Run("static", func(t *testing.T) {
 		const hash = "0123456789abcdef0123456789abcdef"
 		node := &corev1.Node{}
