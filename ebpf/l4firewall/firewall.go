@@ -304,8 +304,13 @@ func (f *Firewall) sweep(b build) error {
 	if err := f.policies.sweep(); err != nil {
 		return fmt.Errorf("removing earlier policies: %w", err)
 	}
-	// No program of an earlier build may count any more in what is found empty.
-	if err := f.policies.waitForPrograms(); err != nil {
+	// No program of an earlier build may count any more in what is found empty. To
+	// make a spare takes the same wait.
+	ready := f.policies.waitForPrograms
+	if f.policies.spare == nil {
+		ready = f.policies.makeSpare
+	}
+	if err := ready(); err != nil {
 		return err
 	}
 	if err := f.counters.sweep(); err != nil {
@@ -335,9 +340,10 @@ func (f *Firewall) sweep(b build) error {
 	return nil
 }
 
-// collectLater removes policies that stay unused.
+// collectLater removes policies that stay unused, and makes a spare for the next new
+// one.
 func (f *Firewall) collectLater() {
-	if f.collect != nil || f.closed || f.policies.unused() == 0 {
+	if f.collect != nil || f.closed || f.policies.unused() == 0 && f.policies.spare != nil {
 		return
 	}
 	f.collect = time.AfterFunc(grace, func() {
@@ -347,8 +353,8 @@ func (f *Firewall) collectLater() {
 			return
 		}
 		f.collect = nil
-		// What cannot be removed now is tried again after the next change.
-		if f.policies.collect(time.Now().Add(-grace)) == nil {
+		// What cannot be done now is tried again after the next change.
+		if errors.Join(f.policies.collect(time.Now().Add(-grace)), f.policies.makeSpare()) == nil {
 			f.collectLater()
 		}
 	})

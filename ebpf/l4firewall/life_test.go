@@ -129,7 +129,11 @@ func waitForPolicies(t *testing.T, f *Firewall, want int) {
 	for deadline := time.Now().Add(long); ; time.Sleep(10 * time.Millisecond) {
 		f.mu.Lock()
 		pins, err := f.policies.pins()
+		pins = slices.DeleteFunc(pins, func(p policyPin) bool { return p.key == spareKey })
 		placed := len(f.policies.byIndex)
+		if f.policies.spare != nil {
+			placed--
+		}
 		f.mu.Unlock()
 		must(t, err)
 		if len(pins) == want && placed == want {
@@ -138,6 +142,80 @@ func waitForPolicies(t *testing.T, f *Firewall, want int) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d policies are pinned and %d placed, want %d", len(pins), placed, want)
 		}
+	}
+}
+
+// awaitSpare waits until there is a spare, and returns its index.
+func awaitSpare(t *testing.T, f *Firewall) (index uint32) {
+	t.Helper()
+	for deadline := time.Now().Add(long); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		f.mu.Lock()
+		spare := f.policies.spare
+		f.mu.Unlock()
+		if spare != nil {
+			return spare.index
+		}
+	}
+	t.Fatal("there is no spare")
+	return 0
+}
+
+// The next new policy stands where the spare did, which each agent leaves to the next.
+func TestSpare(t *testing.T) {
+	n := sandbox.New(t)
+	f := openFirewall(t, Options{Dir: n.BPFFS()})
+	x := newPair(t, n, f, 0, variant(0))
+	x.serve(goodPort, badPort)
+	for i := range 4 {
+		index := awaitSpare(t, x.f)
+		must(t, x.f.Close())
+		x.f = openBuild(t, Options{Dir: n.BPFFS()}, current)
+		if got := awaitSpare(t, x.f); got != index {
+			t.Errorf("the spare of the agent before has index %d, found %d", index, got)
+		}
+		p := variant(i + 1)
+		x.set(p)
+		x.f.mu.Lock()
+		if got := x.f.policies.index(p); got != index {
+			t.Errorf("the policy stands at %d, the spare stood at %d", got, index)
+		}
+		x.f.mu.Unlock()
+		for _, port := range []uint16{goodPort, badPort} {
+			x.check(p, Ingress, TCP, 0, port)
+			x.check(p, Egress, UDP, 1, port)
+		}
+	}
+	waitForPolicies(t, x.f, 1)
+}
+
+// An agent that was killed before a policy that it had pinned stood in the outer map
+// leaves a pin that nothing may be attached by.
+func TestPinnedButNotPlaced(t *testing.T) {
+	n := sandbox.New(t)
+	f := openFirewall(t, Options{Dir: n.BPFFS()})
+	x := newPair(t, n, f, 0, variant(0))
+	x.serve(goodPort, badPort)
+	p := variant(1)
+	for _, key := range []policyKey{p.key, spareKey} {
+		x.f.mu.Lock()
+		index, err := x.f.policies.freeIndex()
+		must(t, err)
+		inner, err := x.f.policies.newInner(p)
+		must(t, err)
+		pin := policyPin{current.policies, index, key}
+		must(t, errors.Join(inner.Pin(filepath.Join(n.BPFFS(), folder, pin.String())), inner.Close()))
+		x.f.mu.Unlock()
+		must(t, x.f.Close())
+		x.f = openBuild(t, Options{Dir: n.BPFFS()}, current)
+		if _, err := os.Stat(filepath.Join(n.BPFFS(), folder, pin.String())); key != spareKey && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%v is left: %v", pin, err)
+		}
+		x.set(p)
+		for _, port := range []uint16{goodPort, badPort} {
+			x.check(p, Ingress, TCP, 0, port)
+			x.check(p, Ingress, UDP, 0, port)
+		}
+		x.set(variant(0))
 	}
 }
 
@@ -168,12 +246,22 @@ func TestAdoptionUnderTraffic(t *testing.T) {
 	checkPins(t, n.BPFFS())
 }
 
-// checkPins allows one pin for each map and none for links.
+func isSpare(name string) bool {
+	pin, ok := parsePolicyPin(name)
+	return ok && pin.key == spareKey
+}
+
+// checkPins allows one pin for each map, a spare that comes a while after the start,
+// and none for links.
 func checkPins(t *testing.T, dir string) {
 	t.Helper()
 	kinds := map[string]int{}
 	list, err := names(filepath.Join(dir, folder))
 	must(t, err)
+	all := len(list)
+	if list = slices.DeleteFunc(list, isSpare); all-len(list) > 1 {
+		t.Errorf("%d spares", all-len(list))
+	}
 	for _, name := range list {
 		if !strings.HasPrefix(name, "storage_") {
 			name, _, _ = strings.Cut(name, "_")

@@ -31,7 +31,19 @@ type policyTable struct {
 	byKey         map[policyKey]*placed
 	byIndex       map[uint32]*placed
 	next          uint32 // where the search for a free index goes on
+	spare         *spare
 }
+
+// spare is an empty policy that stands in the outer map already: the next new one is
+// written into it, and need not wait for running programs. None of them can know its
+// index.
+type spare struct {
+	*placed
+	inner *ebpf.Map
+}
+
+// spareKey is no policy's: those are digests.
+var spareKey policyKey
 
 // placed is a policy that stands in the outer map.
 type placed struct {
@@ -153,8 +165,11 @@ func (t *policyTable) register(used map[uint32]int) error {
 		return err
 	}
 	for _, pin := range pins {
-		if pin.version == t.version {
-			t.enter(&placed{policyPin: pin, references: used[pin.index], unused: time.Now()})
+		if pin.version != t.version {
+			continue
+		}
+		if err := t.adoptPolicy(&placed{policyPin: pin, references: used[pin.index], unused: time.Now()}); err != nil {
+			return fmt.Errorf("adopting %v: %w", pin, err)
 		}
 	}
 	for index, references := range used {
@@ -163,6 +178,97 @@ func (t *policyTable) register(used map[uint32]int) error {
 		}
 	}
 	return nil
+}
+
+// adoptPolicy takes over what an earlier agent pinned. That one may have been killed
+// before it stood in the outer map, or the outer map is a new one: what nobody has
+// then goes.
+func (t *policyTable) adoptPolicy(entry *placed) error {
+	if entry.references > 0 {
+		t.enter(entry)
+		return nil
+	}
+	path := filepath.Join(t.dir, entry.String())
+	inner, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return err
+	}
+	stands, err := t.stands(entry.index, inner)
+	switch {
+	case err != nil:
+		return errors.Join(err, inner.Close())
+	case !stands:
+		return errors.Join(removePin(path), inner.Close())
+	case entry.key == spareKey && t.spare == nil:
+		t.keep(entry, inner)
+		return nil
+	}
+	t.enter(entry)
+	return inner.Close()
+}
+
+// stands tells whether it is that map that stands in the outer one at an index.
+func (t *policyTable) stands(index uint32, inner *ebpf.Map) (bool, error) {
+	info, err := inner.Info()
+	if err != nil {
+		return false, err
+	}
+	id, _ := info.ID()
+	var found ebpf.MapID
+	err = t.outer.Lookup(index, &found)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	return found == id, err
+}
+
+// keep makes an entry the spare.
+func (t *policyTable) keep(entry *placed, inner *ebpf.Map) {
+	entry.references = 1 // the table's own
+	t.byIndex[entry.index] = entry
+	t.spare = &spare{entry, inner}
+}
+
+// makeSpare makes sure that there is a spare.
+func (t *policyTable) makeSpare() error {
+	if t.spare != nil {
+		return nil
+	}
+	index, err := t.freeIndex()
+	if err != nil {
+		return err
+	}
+	inner, err := t.newInner(&Policy{})
+	if err != nil {
+		return err
+	}
+	entry := &placed{policyPin: policyPin{t.version, index, spareKey}}
+	if err = inner.Pin(filepath.Join(t.dir, entry.String())); err == nil {
+		err = t.put([]*placed{entry}, []*ebpf.Map{inner})
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("making a spare policy: %w", err), inner.Close(), removePin(filepath.Join(t.dir, entry.String())))
+	}
+	t.keep(entry, inner)
+	return nil
+}
+
+// useSpare lets a policy stand where the spare does; false where there is none.
+func (t *policyTable) useSpare(p *Policy) (used bool, err error) {
+	if t.spare == nil {
+		return false, nil
+	}
+	if err := t.spare.inner.Put(uint32(0), p.words(int(t.inner.ValueSize/8))); err != nil {
+		return false, fmt.Errorf("writing a policy: %w", err)
+	}
+	entry := &placed{policyPin: policyPin{t.version, t.spare.index, p.key}, unused: time.Now()}
+	if err := os.Rename(filepath.Join(t.dir, t.spare.String()), filepath.Join(t.dir, entry.String())); err != nil {
+		return false, fmt.Errorf("renaming a policy's pin: %w", err)
+	}
+	inner := t.spare.inner
+	t.spare = nil
+	t.enter(entry)
+	return true, inner.Close()
 }
 
 // sweep removes what is left of other layouts and sizes, the outer map first:
@@ -202,8 +308,9 @@ func (t *policyTable) newInner(p *Policy) (*ebpf.Map, error) {
 	return inner, nil
 }
 
-// place makes sure that the policies stand in the outer map. All new ones
-// together wait once for running programs (Linux 6.1; before, once each).
+// place makes sure that the policies stand in the outer map. The first new one takes
+// the spare's place; all others together wait once for running programs (Linux 6.1;
+// before, once each).
 func (t *policyTable) place(policies ...*Policy) (err error) {
 	var fresh []*placed
 	var inners []*ebpf.Map
@@ -221,23 +328,38 @@ func (t *policyTable) place(policies ...*Policy) (err error) {
 		if t.byKey[p.key] != nil {
 			continue
 		}
-		index, err := t.freeIndex()
+		used, err := t.useSpare(p)
 		if err != nil {
 			return err
 		}
-		inner, err := t.newInner(p)
+		if used {
+			continue
+		}
+		entry, inner, err := t.pinNew(p)
 		if err != nil {
 			return err
 		}
-		inners = append(inners, inner)
-		entry := &placed{policyPin: policyPin{t.version, index, p.key}, unused: time.Now()}
-		t.enter(entry)
-		fresh = append(fresh, entry)
-		if err := inner.Pin(filepath.Join(t.dir, entry.String())); err != nil {
-			return fmt.Errorf("pinning a policy: %w", err)
-		}
+		fresh, inners = append(fresh, entry), append(inners, inner)
 	}
 	return t.put(fresh, inners)
+}
+
+// pinNew gives a policy an index and a map, which has yet to be put there.
+func (t *policyTable) pinNew(p *Policy) (*placed, *ebpf.Map, error) {
+	index, err := t.freeIndex()
+	if err != nil {
+		return nil, nil, err
+	}
+	inner, err := t.newInner(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	entry := &placed{policyPin: policyPin{t.version, index, p.key}, unused: time.Now()}
+	if err := inner.Pin(filepath.Join(t.dir, entry.String())); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("pinning a policy: %w", err), inner.Close())
+	}
+	t.enter(entry)
+	return entry, inner, nil
 }
 
 // put lets maps stand at the indexes of entries, a map for each.
@@ -349,14 +471,22 @@ func (t *policyTable) enter(p *placed) {
 func (t *policyTable) forget(p *placed) error {
 	delete(t.byKey, p.key)
 	delete(t.byIndex, p.index)
-	if err := os.Remove(filepath.Join(t.dir, p.String())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	return removePin(filepath.Join(t.dir, p.String()))
+}
+
+func removePin(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing a policy's pin: %w", err)
 	}
 	return nil
 }
 
 func (t *policyTable) close() error {
-	return closeMaps(t.none, t.barrier, t.outer)
+	maps := []*ebpf.Map{t.none, t.barrier, t.outer}
+	if t.spare != nil {
+		maps = append(maps, t.spare.inner)
+	}
+	return closeMaps(maps...)
 }
 
 func closeMaps(maps ...*ebpf.Map) error {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,6 +30,7 @@ const (
 func TestUpgraded(t *testing.T) {
 	skipShort(t)
 	w := newWorld(t, shared, 20)
+	w.with(shippedCapabilities...)
 	t.Cleanup(func() { restore(t) })
 	w.daemonSet(account) // what an agent that is stopped looks for: it stays
 	w.config("c", everything())
@@ -86,14 +88,17 @@ func (w *world) nothingOfOtherBuilds(p *pod) {
 	must(w.t, w.agent.WaitReady(w.t.Context()))
 	versions := map[string][]string{}
 	for _, name := range w.pinNames() {
-		if kind, rest, found := strings.Cut(filepath.Base(name), "_"); found && strings.HasPrefix(name, "l4firewall/") && !strings.HasPrefix(kind, "storage") {
-			versions[kind] = append(versions[kind], rest)
+		if parts := strings.Split(filepath.Base(name), "_"); strings.HasPrefix(name, "l4firewall/") && parts[0] != "storage" {
+			versions[parts[0]] = append(versions[parts[0]], parts[1])
 		}
 	}
 	for kind, all := range versions {
-		if len(all) != 1 {
-			w.t.Errorf("maps %s of several builds are left: %v", kind, all)
+		if slices.Sort(all); len(slices.Compact(all)) != 1 {
+			w.t.Errorf("maps %s of several builds are left: versions %v", kind, all)
 		}
+	}
+	if len(versions) == 0 {
+		w.t.Error("there are no maps of the firewall")
 	}
 }
 
