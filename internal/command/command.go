@@ -33,7 +33,7 @@ func New() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newManager(), newAgent(), newRender())
+	root.AddCommand(newManager(), newAgent(), newRender(), newCheck())
 	return root
 }
 
