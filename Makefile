@@ -72,7 +72,7 @@ build: ## Build bin/podconfigmap-controller.
 
 .PHONY: clean
 clean: ## Remove what was built here (the control plane's programs stay in your cache folder).
-	rm -rf bin build dist
+	rm -rf bin build $(filter-out dist/install.yaml,$(wildcard dist/*))
 
 ## Test
 
