@@ -66,6 +66,7 @@ func TestCapabilities(t *testing.T) {
 		attached     int
 	}{
 		"all that are shipped": {shippedCapabilities, "[SyscallCounter L4Firewall ConnectDenied]", 2},
+		"the legacy ones":      {[]string{"sys_admin", "net_admin", "sys_resource"}, "[SyscallCounter L4Firewall ConnectDenied]", 2},
 		"no NET_ADMIN":         {[]string{"bpf", "perfmon"}, "[SyscallCounter]", 1},
 		"no PERFMON":           {[]string{"bpf", "net_admin"}, "[]", 0},
 		"no BPF":               {[]string{"net_admin", "perfmon"}, "[]", 0},
