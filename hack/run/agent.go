@@ -149,10 +149,10 @@ func (s *session) startAgent(ctx context.Context) error {
 	s.say("which has a pod for %s. There being no kubelet, this program starts it, with the pod's", nodeName)
 	s.say("environment: as a process of root, where a container would have three capabilities.")
 	a := s.newProgram("agent")
-	if a.metrics, err = freeAddress(); err != nil {
+	if a.metrics, err = controlplane.FreeAddress(); err != nil {
 		return err
 	}
-	if a.probes, err = freeAddress(); err != nil {
+	if a.probes, err = controlplane.FreeAddress(); err != nil {
 		return err
 	}
 	environ := agentEnvironment(pod)

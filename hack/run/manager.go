@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 
+	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
@@ -57,5 +58,5 @@ func address(variable string) (string, error) {
 	if given := os.Getenv(variable); given != "" {
 		return given, nil
 	}
-	return freeAddress()
+	return controlplane.FreeAddress()
 }

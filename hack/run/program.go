@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -31,15 +30,6 @@ type program struct {
 
 func (s *session) newProgram(mode string) *program {
 	return &program{mode: mode, log: filepath.Join(filepath.Dir(s.log), mode+".log"), echo: s.lines(mode + " | "), exited: make(chan struct{})}
-}
-
-// freeAddress is one of this machine alone.
-func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("finding a free port: %w", err)
-	}
-	return listener.Addr().String(), listener.Close()
 }
 
 // run starts a program; while it is meant to run, its end is the session's.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -114,6 +115,9 @@ func writeKubeconfig(path, server string, ca []byte, token string) error {
 	return nil
 }
 
+// given are the ports that this process has been told of: none is told twice.
+var given sync.Map
+
 // freePorts returns n loopback ports that nothing listens on. They are below
 // the range that the kernel gives to outgoing connections (32768 and up): a
 // client that retries while the API server is down could otherwise get the
@@ -129,8 +133,22 @@ func freePorts(n int) ([]int, error) {
 		if err != nil {
 			continue
 		}
-		defer l.Close() // only after all are chosen, so that they differ
-		ports = append(ports, port)
+		if err := l.Close(); err != nil {
+			return nil, err
+		}
+		if _, twice := given.LoadOrStore(port, true); !twice {
+			ports = append(ports, port)
+		}
 	}
 	return nil, fmt.Errorf("looking for %d free ports on %s: none in 1000 attempts", n, loopback)
+}
+
+// FreeAddress returns an address of a loopback port that nothing listens on, and
+// that no outgoing connection can take meanwhile.
+func FreeAddress() (string, error) {
+	ports, err := freePorts(1)
+	if err != nil {
+		return "", err
+	}
+	return net.JoinHostPort(loopback, strconv.Itoa(ports[0])), nil
 }

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -279,10 +278,10 @@ func (c *Cluster) start(p process) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{log: &lockedBuffer{}, exited: make(chan struct{})}
-	if m.metrics, err = freeAddress(); err != nil {
+	if m.metrics, err = controlplane.FreeAddress(); err != nil {
 		return nil, err
 	}
-	if m.probes, err = freeAddress(); err != nil {
+	if m.probes, err = controlplane.FreeAddress(); err != nil {
 		return nil, err
 	}
 	all := map[string]string{"KUBECONFIG": c.Kubeconfig(), "METRICS_ADDR": m.metrics, "HEALTH_PROBE_ADDR": m.probes}
@@ -404,14 +403,6 @@ func (m *Manager) Log() string { return m.log.String() }
 func (m *Manager) LogTail(lines int) string {
 	all := strings.Split(strings.TrimSpace(m.Log()), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
-}
-
-func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("finding a free port: %w", err)
-	}
-	return listener.Addr().String(), listener.Close()
 }
 
 // lockedBuffer collects a process's output while it is read.

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -129,7 +128,7 @@ func startPrometheus(dir string, step time.Duration, jobs []Job) (*Prometheus, e
 		return nil, err
 	}
 	p := &Prometheus{exited: make(chan struct{}), log: filepath.Join(dir, "log")}
-	if p.address, err = freeAddress(); err != nil {
+	if p.address, err = controlplane.FreeAddress(); err != nil {
 		return nil, err
 	}
 	log, err := os.Create(p.log)
@@ -172,14 +171,6 @@ func configure(path string, step time.Duration, jobs []Job) error {
 		"rule_files":     []string{"rules.yaml"},
 		"scrape_configs": scrapes,
 	})
-}
-
-func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("finding a free port: %w", err)
-	}
-	return listener.Addr().String(), listener.Close()
 }
 
 func (p *Prometheus) waitReady(ctx context.Context) error {
