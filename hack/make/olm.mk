@@ -1,4 +1,4 @@
-# The OLM bundle and its validation.
+# The OLM bundle, its validation and the scorecard.
 
 ## OLM
 
@@ -7,6 +7,7 @@ SCORECARD_IMG ?= $(IMAGE_REPOSITORY)-scorecard:v$(VERSION)
 BUNDLE_CHANNELS ?= candidate,stable
 BUNDLE_DEFAULT_CHANNEL ?= stable
 
+TAGS_scorecard-test = containers_image_openpgp
 # A build from a module knows no version; bundles carry operator-sdk's.
 LDFLAGS_operator-sdk = -X github.com/operator-framework/operator-sdk/internal/version.Version=$(shell awk '$$2 == "github.com/operator-framework/operator-sdk" {print $$3}' hack/tools/operator-sdk/go.mod)
 
@@ -24,3 +25,8 @@ manifests: bundle
 ifneq ($(filter manifests verify,$(MAKECMDGOALS)),)
 bundle: config-manifests
 endif
+
+# -v: it prints the result of each test.
+.PHONY: scorecard
+scorecard: controlplane bin/operator-sdk bin/scorecard-test ## Run operator-sdk scorecard on bundle/, on a control plane of its own (as root).
+	go test -v $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/shipping/processnode ./test/shipping/scorecard
