@@ -1,6 +1,6 @@
-# Images without Docker, and releases. docs/release.md tells what they hold.
+# Images without Docker, and what they are made of (docs/release.md).
 
-## Images and releases
+## Images
 
 # The platforms of the images that are built without Docker.
 IMAGE_PLATFORMS ?= linux/amd64,linux/arm64
@@ -28,6 +28,7 @@ write_image = -layout $(images)/$(1) -tar $(images)/$(1).tar -name $(2)
 
 bin/image: $(wildcard hack/tools/image/*.go) hack/tools/image/go.sum
 bin/registry: $(wildcard hack/tools/registry/*.go) hack/tools/registry/go.sum
+bin/sbom: $(wildcard hack/tools/sbom/*.go) hack/tools/sbom/go.sum
 
 # Go's own settings are fixed, so that those of the machine do not show.
 .PHONY: image-binaries
@@ -64,3 +65,27 @@ image_created = $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ
 .PHONY: docker-push
 docker-push: ## Push the image IMG= with Docker.
 	docker push $(IMG)
+
+# A bundle is content for the package manager: nothing in it runs.
+.PHONY: bundle-image
+bundle-image: bin/image ## Build the image of bundle/, as `make bundle` left it.
+	@$(BUILD_IMAGE) $(call write_image,$(image_name)-bundle,$(IMAGE_REPOSITORY)-bundle:v$(VERSION)) \
+		-label 'org.opencontainers.image.title=PodConfigMapController bundle' \
+		-label 'org.opencontainers.image.description=What the Operator Lifecycle Manager installs PodConfigMapController from' \
+		-labels-from bundle/metadata/annotations.yaml -user '' \
+		$(foreach part,manifests metadata tests,-add /$(part)=bundle/$(part))
+
+# A bill for each platform: an architecture may link other modules. The bill takes
+# the platform from the environment.
+.PHONY: sbom
+sbom: bin/sbom image-binaries ## Write the image's bills of materials (build/sbom).
+	@mkdir -p build/sbom
+	@for platform in $(subst $(comma), ,$(IMAGE_PLATFORMS)); do \
+		GOOS=$${platform%/*} GOARCH=$${platform#*/} bin/sbom -program $(images)/bin/$$platform/podconfigmap-controller -version v$(VERSION) -license Apache-2.0 \
+			-created $(SOURCE_DATE_EPOCH) -out build/sbom/$(image_name)-v$(VERSION)-$${platform/\//-}.cdx.json; \
+	done
+
+.PHONY: test-images
+test-images: controlplane bin/image bin/registry bin/sbom ## Test the images, their SBOMs and the Dockerfile.
+	go -C hack/tools/image test $(GOTEST_FLAGS) $(TEST_FLAGS) .
+	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/shipping/registry ./test/shipping/images
