@@ -85,7 +85,7 @@ func forOLM(objects []object, image string) (listed, held []object, err error) {
 		"Namespace":          nothing,
 		"Pod":                nothing,
 		"ServiceAccount":     nothing,
-		"Role":               func(o object) (_, held []object, _ error) { return nil, []object{withoutNamespace(o)}, nil },
+		"Role":               ownRole,
 		"RoleBinding":        inOwnNamespace,
 		"ClusterRoleBinding": func(o object) (listed, _ []object, err error) { listed, err = splitBinding(o, objects); return },
 		"Deployment":         func(o object) (listed, _ []object, err error) { return []object{o}, nil, setImages(o, image) },
@@ -111,6 +111,14 @@ func forOLM(objects []object, image string) (listed, held []object, err error) {
 }
 
 func nothing(object) (listed, held []object, err error) { return nil, nil, nil }
+
+// ownRole labels a Role as its binding is: OLM leaves both behind, and an uninstall
+// has to find them.
+func ownRole(o object) (listed, held []object, err error) {
+	own := withoutNamespace(o)
+	err = unstructured.SetNestedField(own, packageName, "metadata", "labels", "app.kubernetes.io/name")
+	return nil, []object{own}, err
+}
 
 // asItIs leaves an object alone. Examples are for any namespace.
 func asItIs(o object) (listed, held []object, err error) {

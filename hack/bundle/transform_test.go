@@ -120,6 +120,9 @@ func TestForOLM(t *testing.T) {
 			t.Errorf("%s %q is in namespace %q", o.kind(), o.name(), in)
 		}
 	}
+	if label := named(t, held, "Role", "agent-role").text("metadata", "labels", "app.kubernetes.io/name"); label != packageName {
+		t.Errorf("the Role's label is %q", label)
+	}
 	subjects, _, err := unstructured.NestedSlice(named(t, held, "RoleBinding", "agent-binding"), "subjects")
 	if err != nil || !reflect.DeepEqual(subjects, []any{map[string]any{"kind": "ServiceAccount", "name": agentAccount}}) {
 		t.Errorf("subjects %v (%v)", subjects, err)
