@@ -212,9 +212,10 @@ func (p *Prometheus) Log() string {
 // URL is the address of its API and pages.
 func (p *Prometheus) URL() string { return "http://" + p.address }
 
-// Series is one of a query's results.
+// Series is one of a query's results: values at times (in seconds since 1970).
 type Series struct {
 	Labels map[string]string
+	Times  []float64
 	Values []float64
 }
 
@@ -279,12 +280,13 @@ func (p *Prometheus) query(ctx context.Context, path string, parameters url.Valu
 			r.Values = append(r.Values, r.Value)
 		}
 		for _, v := range r.Values {
+			at, _ := v[0].(float64)
 			text, _ := v[1].(string)
 			value, err := strconv.ParseFloat(text, 64)
 			if err != nil {
 				return nil, fmt.Errorf("a value of %s: %w", path, err)
 			}
-			s.Values = append(s.Values, value)
+			s.Times, s.Values = append(s.Times, at), append(s.Values, value)
 		}
 		all = append(all, s)
 	}

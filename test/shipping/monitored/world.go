@@ -115,6 +115,8 @@ func (w *World) check(err error) {
 func (w *World) addManager() {
 	m, err := w.StartManager(map[string]string{
 		"POD_NAMESPACE": Operators, "EBPF_ENABLED": "true", "RELATED_IMAGE_AGENT": "registry.invalid/agent:v1",
+		// A busy machine is no reason to lose the Lease here.
+		"LEADER_ELECTION_LEASE_DURATION": "60s", "LEADER_ELECTION_RENEW_DEADLINE": "45s", "LEADER_ELECTION_RETRY_PERIOD": "2s",
 	})
 	w.must(err)
 	w.managers = append(w.managers, m)
@@ -178,6 +180,9 @@ func (w *World) addConfigs() {
 		// On a node without the firewall.
 		{"edge", "cache", "cache", v1alpha1.EBPFConfig{SyscallMonitoring: counted, MetricsExport: exported,
 			L4Firewall: &v1alpha1.L4Firewall{Enabled: true, BlockedPorts: []v1alpha1.Port{blockedPort}}}},
+		// For a pod that runs, as its status says, and has no cgroup.
+		{"shop", "orders", "orders", v1alpha1.EBPFConfig{SyscallMonitoring: counted, MetricsExport: exported,
+			L4Firewall: &v1alpha1.L4Firewall{Enabled: true, BlockedPorts: []v1alpha1.Port{blockedPort}}}},
 		// For more pods than their node has slots.
 		{"batch", "jobs", "job", v1alpha1.EBPFConfig{SyscallMonitoring: counted, MetricsExport: exported}},
 	} {
@@ -188,6 +193,10 @@ func (w *World) addConfigs() {
 	broken := newConfig("bank", "ledger", "ledger")
 	broken.Spec.ConfigMapDataTemplate = v1alpha1.DataTemplates{"owner": "{{ .labels.team"}
 	w.must(w.Client.Create(w.t.Context(), broken))
+	w.must(w.Client.Create(w.t.Context(), newConfig("bank", "tellers", "teller")))
+	// It is in the way of one of the crowd.
+	foreign := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: "pod-teller-5-from-tellers-cfg"}}
+	w.must(w.Client.Create(w.t.Context(), foreign))
 }
 
 func newConfig(namespace, name, app string) *v1alpha1.PodConfigMapConfig {
@@ -207,8 +216,7 @@ func (w *World) addPods() {
 		w.addPod(Full, "batch", fmt.Sprintf("job-%d", i+1), "job", sandbox.PodOptions{NoNetwork: true})
 	}
 	w.addPod("", "bank", "ledger-1", "ledger", network)
-	// It runs, says its status, and has no cgroup.
-	w.setRunning(w.bind(Healthy, "shop", "web-lost", "web", network))
+	w.setRunning(w.bind(Healthy, "shop", "orders-1", "orders", network))
 }
 
 // addPod makes a pod with a process; one without a node is in the API alone.
@@ -307,14 +315,14 @@ func (w *World) startChanges() {
 	})
 }
 
-// change is one turn: a pod's label, the broken config and its template, a crowd
-// that comes or goes, and system calls of the jobs.
+// change is one turn: another label of a pod, another broken template, a crowd that
+// comes or goes, and system calls of the jobs.
 func (w *World) change(ctx context.Context, turn int) error {
 	errs := []error{
 		w.patch(ctx, w.pods["web-1"].object, fmt.Sprintf(`{"metadata":{"labels":{"revision":"%d"}}}`, turn)),
-		w.crowd(ctx, turn),
 	}
 	if turn%4 == 0 {
+		errs = append(errs, w.crowd(ctx, turn/4))
 		broken := newConfig("bank", "ledger", "ledger")
 		errs = append(errs, w.patch(ctx, broken, fmt.Sprintf(`{"spec":{"configMapDataTemplate":{"owner":"{{ .labels.team%d"}}}`, turn)))
 	}
@@ -332,7 +340,7 @@ func (w *World) patch(ctx context.Context, object client.Object, patch string) e
 func (w *World) crowd(ctx context.Context, turn int) error {
 	const members, period = 12, 40
 	at := turn % period
-	name := fmt.Sprintf("web-crowd-%d", at%(period/2))
+	name := fmt.Sprintf("teller-%d", at%(period/2))
 	if at%(period/2) >= members {
 		return nil
 	}
@@ -342,7 +350,7 @@ func (w *World) crowd(ctx context.Context, turn int) error {
 	}
 	no := false
 	return w.Client.Create(ctx, &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: name, Labels: map[string]string{"app": "ledger"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: name, Labels: map[string]string{"app": "teller"}},
 		Spec: corev1.PodSpec{
 			AutomountServiceAccountToken: &no,
 			Containers:                   []corev1.Container{{Name: "main", Image: "registry.invalid/app:1"}},
