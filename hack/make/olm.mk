@@ -1,4 +1,4 @@
-# The OLM bundle, its validation and the scorecard.
+# The OLM bundle, its validation, tests with the real OLM, and the scorecard.
 
 ## OLM
 
@@ -8,6 +8,7 @@ BUNDLE_CHANNELS ?= candidate,stable
 BUNDLE_DEFAULT_CHANNEL ?= stable
 
 TAGS_scorecard-test = containers_image_openpgp
+TAGS_opm = json1,containers_image_openpgp
 # A build from a module knows no version; bundles carry operator-sdk's.
 LDFLAGS_operator-sdk = -X github.com/operator-framework/operator-sdk/internal/version.Version=$(shell awk '$$2 == "github.com/operator-framework/operator-sdk" {print $$3}' hack/tools/operator-sdk/go.mod)
 
@@ -25,6 +26,12 @@ manifests: bundle
 ifneq ($(filter manifests verify,$(MAKECMDGOALS)),)
 bundle: config-manifests
 endif
+
+# OLM's two programs have a module each, because a module's tool is one program; that
+# of opm takes OLM's versions, so that most of it is built once.
+.PHONY: test-olm
+test-olm: controlplane bin/operator-sdk bin/olm bin/olm-catalog bin/opm ## Install, upgrade and uninstall the bundle with the real OLM (as root).
+	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/shipping/processnode ./test/shipping/olm
 
 # -v: it prints the result of each test.
 .PHONY: scorecard
