@@ -44,6 +44,7 @@ func TestBesideManagersAndAgents(t *testing.T) {
 		return err
 	})
 	t.Run("dashboard", func(t *testing.T) { checkDashboard(t, w.Prometheus) })
+	t.Run("faults", func(t *testing.T) { checkFaults(t, w.Prometheus) })
 	t.Run("values", func(t *testing.T) { checkValues(t, w.Prometheus) })
 	t.Run("alerts", func(t *testing.T) { checkAlerts(t, w.Prometheus) })
 }
@@ -101,6 +102,33 @@ func ask(t *testing.T, p *monitored.Prometheus, target monitored.Target, quiet b
 		}
 	}
 	return fmt.Errorf("%s has no data: %v", expr, series)
+}
+
+// checkFaults checks that queries which return nothing, or nothing but 0, or cannot
+// be evaluated, are noticed.
+func checkFaults(t *testing.T, p *monitored.Prometheus) {
+	for _, expr := range []string{
+		`podconfigmap_controller_pcmc_status{namespace="$namespace",name="none"}`, `vector(0)`, `vector(0) / 0`, `sum(`, `up{`,
+	} {
+		for _, instant := range []bool{true, false} {
+			if err := ask(t, p, monitored.Target{Expr: expr, Instant: instant}, false); err == nil {
+				t.Errorf("%s passes, instant %t", expr, instant)
+			}
+		}
+	}
+	if err := ask(t, p, monitored.Target{Expr: `vector(0) / 0`}, true); err == nil {
+		t.Error("a panel that may be 0 may be no number, too")
+	}
+}
+
+func TestSubstitute(t *testing.T) {
+	got, err := monitored.Substitute(`a{n=~"$namespace"}[$__rate_interval]`, values)
+	if want := `a{n=~".*"}[10s]`; got != want || err != nil {
+		t.Errorf("%q (%v), want %q", got, err, want)
+	}
+	if got, err := monitored.Substitute(`a[$__range]`, values); err == nil {
+		t.Errorf("a variable without a value: %q", got)
+	}
 }
 
 var labelValues = regexp.MustCompile(`^label_values\((.*), (\w+)\)$`)
