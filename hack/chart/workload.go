@@ -22,9 +22,12 @@ func (p *page) replicas(o object) error {
 		return err
 	}
 	spec["replicas"] = p.value("$.Values.replicas")
-	// Without a leader election two managers must not run side by side.
+	// Without a leader election no manager may start before the last one was told to
+	// stop. Not Recreate: what the cluster fills in for a rolling update would have an
+	// upgrade to it refused.
 	spec["strategy"] = p.hole(hole{lines: func(indent int, key string) string {
-		return text(indent, "{{- if not $.Values.leaderElection.enabled }}", key+":", "  type: Recreate", ifEnd)
+		return text(indent, "{{- if not $.Values.leaderElection.enabled }}", key+":", "  type: RollingUpdate",
+			"  rollingUpdate:", "    maxSurge: 0", "    maxUnavailable: 1", ifEnd)
 	}})
 	return nil
 }
