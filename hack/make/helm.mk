@@ -25,3 +25,7 @@ manifests: chart dist/install.yaml
 ifneq ($(filter manifests verify,$(MAKECMDGOALS)),)
 chart dist/install.yaml: config-manifests
 endif
+
+.PHONY: test-helm
+test-helm: controlplane bin/helm ## Test the chart with Helm on a real control plane.
+	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./hack/chart ./test/shipping/helm/... ./test/shipping/agreement/...

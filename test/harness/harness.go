@@ -262,6 +262,13 @@ func (c *Cluster) StartAgentBuild(tags string, launcher []string, environ map[st
 	return c.start(process{tags: tags, launcher: launcher, environ: environ, args: append([]string{"agent"}, args...)})
 }
 
+// StartProgram starts the operator with just the given settings and arguments,
+// but for addresses of its own where it is given none. It does not wait until it
+// is ready.
+func (c *Cluster) StartProgram(environ map[string]string, args ...string) (*Manager, error) {
+	return c.start(process{environ: environ, args: args})
+}
+
 // process is how the operator is started.
 type process struct {
 	tags     string // of the build
