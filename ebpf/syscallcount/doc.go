@@ -30,7 +30,7 @@
 // counted under the 64-bit name of their number. Where the kernel cannot pin the link
 // of a raw tracepoint (before Linux 5.7) nothing is counted while no agent runs. From
 // Linux 7 on the kernel may preempt the program, and until it goes on it keeps the
-// other calls of that CPU from it (docs/decisions/0023-preempted-programs.md). The
+// other calls of that CPU from it (docs/decisions/0025-preempted-programs.md). The
 // counts per process are in an LRU table: old entries may be lost, and those of two
 // processes that had the same ID are not told apart.
 package syscallcount

@@ -212,7 +212,7 @@ func startLoad() *loadRun {
 	l := &loadRun{}
 	pause := 20 * time.Microsecond
 	if os.Getenv(shortVariable) != "" {
-		pause = time.Millisecond
+		pause = 20 * time.Millisecond
 	}
 	for cpu := range runtime.NumCPU() {
 		l.wg.Go(func() {

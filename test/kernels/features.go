@@ -22,6 +22,9 @@ var allSeries = []string{"5.10", "6.1", "6.12", newestSeries}
 type feature struct {
 	name  string
 	tests []test
+	// preemptible: its outcome shows whether the kernel keeps calls from a program
+	// that it has preempted.
+	preemptible bool
 }
 
 // test is one in the package of a job. Where sub is set, only those of its subtests
@@ -55,33 +58,35 @@ var groups = []struct {
 	features []feature
 }{
 	{"Pods and their cgroups", []feature{
-		{"Cgroups are found as they appear, and their ids", in("podcgroup", []string{"TestTreeFindsPods", "TestTreeTellsReplacement", "TestFindRootHere", "TestID"})},
-		{"Pods keep their slots", in("podslots", []string{"TestSlots", "TestResize"})},
+		{name: "Cgroups are found as they appear, and their ids", tests: in("podcgroup", []string{"TestTreeFindsPods", "TestTreeTellsReplacement", "TestFindRootHere", "TestID"})},
+		{name: "Pods keep their slots", tests: in("podslots", []string{"TestSlots", "TestResize"})},
 	}},
 	{kernelfeature.SyscallCounter, []feature{
-		{"Loads, attaches, and leaves nothing when nothing is watched", counter("TestProbe", "TestAttachment")},
-		{"Exact on all CPUs, read in batches and singly", counter("TestExact")},
-		{"A new container's first call counts (`cgroup_mkdir`)", counter("TestFirstCall", "TestChurn")},
-		{"Filter by system call", counter("TestFilter")},
-		{"Counts per process", counter("TestPerPID")},
-		{"Restart of the agent: nothing lost, nothing twice", counter("TestRestart")},
-		{"Upgrade with another layout, and the way back", counter("TestLayoutChange")},
-		{"Killed agents", counter("TestKillUnderLoad")},
-		{"`Unwatch` zeroes, removed cgroups are forgotten", counter("TestUnwatch", "TestCgroupGone")},
-		{"More cgroups than there is room for", counter("TestFull")},
-		{"Without BTF: unsupported, with the reason", counter("TestProbeWithoutBTF")},
+		{name: "Loads, attaches, and leaves nothing when nothing is watched", tests: counter("TestProbe", "TestAttachment")},
+		{name: "Exact on all CPUs, read in batches and singly", tests: counter("TestExact")},
+		{name: "Exact while a real-time process preempts others", tests: counter("TestPreempted"), preemptible: true},
+		{name: "A new container's first call counts (`cgroup_mkdir`)", tests: counter("TestFirstCall", "TestChurn")},
+		{name: "Filter by system call", tests: counter("TestFilter")},
+		{name: "Counts per process", tests: counter("TestPerPID")},
+		{name: "Restart of the agent: nothing lost, nothing twice", tests: counter("TestRestart")},
+		{name: "Upgrade with another layout, and the way back", tests: counter("TestLayoutChange")},
+		{name: "Killed agents", tests: counter("TestKillUnderLoad")},
+		{name: "`Unwatch` zeroes, removed cgroups are forgotten", tests: counter("TestUnwatch", "TestCgroupGone")},
+		{name: "More cgroups than there is room for", tests: counter("TestFull")},
+		{name: "Without BTF: unsupported, with the reason", tests: counter("TestProbeWithoutBTF")},
 	}},
 	{kernelfeature.L4Firewall, append(verdicts(),
-		feature{"Verdicts, parser and reference agree (`BPF_PROG_TEST_RUN`)", firewall("TestParserAgainstReference", "TestLoopbackDevicePasses")},
-		feature{"Fragments, IPv6 extension headers, ICMP", firewall("TestFragments", "TestExtensionHeaders", "TestEchoPasses")},
-		feature{"Loopback, other pods, hostNetwork", firewall("TestLoopback", "TestOtherPods", "TestHostNetwork")},
-		feature{"Change of rules: established connections and replies live on", firewall("TestHotChange")},
-		feature{"200 changes of policy under traffic: no gap, no leak", firewall("TestChangesWithoutGap")},
-		feature{"Upgrade with another layout, and the way back", firewall("TestLayoutChange")},
-		feature{"Agents come and go under traffic", firewall("TestAdoptionUnderTraffic")},
-		feature{"Replies end 120 s after the last packet", firewall("TestFlowsAge")},
-		feature{"Removed cgroups and pods leave no link, pin or count", firewall("TestGoneCgroups", "TestCgroupGoesDuringAdoption", "TestDetach")},
-		feature{"`" + kernelfeature.ConnectDenied + "`: refused at once", firewall("TestProbe")},
+		feature{name: "Verdicts, parser and reference agree (`BPF_PROG_TEST_RUN`)", tests: firewall("TestParserAgainstReference", "TestLoopbackDevicePasses")},
+		feature{name: "Fragments, IPv6 extension headers, ICMP", tests: firewall("TestFragments", "TestExtensionHeaders", "TestEchoPasses")},
+		feature{name: "Loopback, other pods, hostNetwork", tests: firewall("TestLoopback", "TestOtherPods", "TestHostNetwork")},
+		feature{name: "Change of rules: established connections and replies live on", tests: firewall("TestHotChange")},
+		feature{name: "200 changes of policy under traffic: no gap, no leak", tests: firewall("TestChangesWithoutGap")},
+		feature{name: "Upgrade with another layout, and the way back", tests: firewall("TestLayoutChange")},
+		feature{name: "Agents come and go under traffic", tests: firewall("TestAdoptionUnderTraffic")},
+		feature{name: "Replies end 120 s after the last packet", tests: firewall("TestFlowsAge")},
+		feature{name: "Removed cgroups and pods leave no link, pin or count", tests: firewall("TestGoneCgroups", "TestCgroupGoesDuringAdoption", "TestDetach")},
+		feature{name: "`" + kernelfeature.ConnectDenied + "`: refused at once", tests: firewall("TestProbe")},
+		feature{name: "Where the kernel says that it is too old: unsupported, with the reason", tests: firewall("TestProbeOnAnOldKernel")},
 	)},
 }
 
@@ -90,7 +95,7 @@ func verdicts() (list []feature) {
 	for _, direction := range []string{"ingress", "egress"} {
 		for _, network := range []string{"tcp4", "tcp6", "udp4", "udp6"} {
 			name := fmt.Sprintf("%s IPv%s %s: allowed, blocked, audited", strings.ToUpper(network[:3]), network[3:], direction)
-			list = append(list, feature{name, []test{{"l4firewall", "TestTraffic", direction + "_" + network}}})
+			list = append(list, feature{name: name, tests: []test{{"l4firewall", "TestTraffic", direction + "_" + network}}})
 		}
 	}
 	return list
@@ -111,7 +116,7 @@ func plan(release [2]int) wire.Jobs {
 			}
 		}
 		todo.Tests = append(todo.Tests, wire.Job{Name: job, Args: []string{
-			"-test.v", "-test.short", "-test.timeout=5m", "-test.run=^(" + strings.Join(names, "|") + ")$",
+			"-test.v", "-test.short", "-test.timeout=1h", "-test.run=^(" + strings.Join(names, "|") + ")$",
 		}})
 	}
 	needed := neededCapabilities(release)
@@ -168,6 +173,10 @@ func needs(name, capability string) (must, may bool) {
 	}
 	return true, true
 }
+
+// preemptsPrograms tells whether such a kernel is known to preempt programs on
+// sys_enter, and to keep calls from them until they go on. Linux 6.18 does not; 7.2 does.
+func preemptsPrograms(release [2]int) bool { return release[0] >= 7 }
 
 // skippedByKernel is what the tests of syscallcount log where calls are missing, but
 // not more than the kernel itself says that it has kept from the program.

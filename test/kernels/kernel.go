@@ -7,6 +7,7 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // wantedModules are those that the tests' pods have their network of; all else is
@@ -33,6 +35,72 @@ const (
 	modulesFile = "modules.json"
 )
 
+// dirOf is where a version is kept.
+func dirOf(cache, version string) string {
+	return filepath.Join(cache, strings.ReplaceAll(version, "~", "_"))
+}
+
+// answer is what the mirror had of a series when it was asked.
+type answer struct {
+	Version string
+	Asked   time.Time
+}
+
+// goodFor is how long an answer is: asking takes longer than some of the tests.
+const goodFor = 24 * time.Hour
+
+// answersFile holds the last answers, by series.
+const answersFile = "newest.json"
+
+func answers(cache string) (map[string]answer, error) {
+	known := map[string]answer{}
+	text, err := os.ReadFile(filepath.Join(cache, answersFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return known, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(text, &known); err != nil {
+		return nil, fmt.Errorf("reading %s, which can be deleted: %w", filepath.Join(cache, answersFile), err)
+	}
+	return known, nil
+}
+
+// remembered returns the kernels of those series of which the mirror's answer is good
+// for now, and the kernel there.
+func remembered(cache string, series []string, now time.Time) ([]kernel, error) {
+	known, err := answers(cache)
+	if err != nil {
+		return nil, err
+	}
+	var kernels []kernel
+	for _, s := range series {
+		last, ok := known[s]
+		k := kernel{series: s, version: last.Version, dir: dirOf(cache, last.Version)}
+		if ok && now.Sub(last.Asked) < goodFor && exists(k.dir) {
+			kernels = append(kernels, k)
+		}
+	}
+	return kernels, nil
+}
+
+// remember notes which kernels are the newest now.
+func remember(cache string, kernels []kernel, now time.Time) error {
+	known, err := answers(cache)
+	if err != nil {
+		return err
+	}
+	for _, k := range kernels {
+		known[k.series] = answer{k.version, now}
+	}
+	text, err := json.Marshal(known)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(cache, answersFile), text, 0o644)
+}
+
 // getKernel returns the newest kernel of a series, from the cache where that has it.
 func getKernel(ctx context.Context, a *archive, cache, series string) (kernel, error) {
 	prefix := series + "."
@@ -43,7 +111,7 @@ func getKernel(ctx context.Context, a *archive, cache, series string) (kernel, e
 	if err != nil {
 		return kernel{}, err
 	}
-	k := kernel{series: series, version: meta.version, dir: filepath.Join(cache, strings.ReplaceAll(meta.version, "~", "_"))}
+	k := kernel{series: series, version: meta.version, dir: dirOf(cache, meta.version)}
 	if exists(k.dir) {
 		return k, nil
 	}

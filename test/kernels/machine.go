@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,18 +21,20 @@ import (
 
 // patience is after how long a machine that says nothing more is given up. It is no
 // measure of speed: the emulation is slow, and the host may be busy.
-const patience = 10 * time.Minute
+const patience = time.Hour
 
-// boot runs a kernel with an initramfs in QEMU and hands each message of the guest to
-// receive. It returns after the machine has ended. What the kernel says goes to the
-// file console.
-func boot(ctx context.Context, k kernel, initrd, console string, receive func(wire.Message)) error {
+const qemu = "qemu-system-x86_64"
+
+// boot runs a kernel with an initramfs and more arguments in QEMU, and hands each
+// message of the guest to receive. It returns after the machine has ended. What the
+// kernel says goes to the file console.
+func boot(ctx context.Context, k kernel, initrd, console, arguments string, receive func(wire.Message)) error {
 	out, in, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer out.Close()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
+	cmd := exec.CommandContext(ctx, qemu,
 		// With thread=multi kernels panicked now and then, and Linux 6.12 faults
 		// where QEMU 7.2 emulates cmpxchg16b.
 		"-accel", "tcg,thread=single", "-cpu", "max,la57=off,cx16=off", "-smp", "2", "-m", "1536",
@@ -39,7 +42,7 @@ func boot(ctx context.Context, k kernel, initrd, console string, receive func(wi
 		"-serial", "file:"+console,
 		"-serial", "stdio",
 		"-kernel", filepath.Join(k.dir, imageFile), "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1")
+		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 "+arguments))
 	cmd.Stdout, cmd.Stderr = in, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	err = cmd.Start()

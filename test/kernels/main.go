@@ -3,24 +3,26 @@
 // Command kernels runs the tests of the eBPF programs on real kernels of Debian, in
 // QEMU without hardware support:
 //
-//	go run ./test/kernels [-kernels SERIES,…] [-only JOB[=TESTS]] [-doc FILE] [-out DIR]
+//	go run ./test/kernels [-kernels SERIES,…] [-only JOB[=TESTS]] [-append ARGUMENTS]
+//		[-check FILE | -doc FILE] [-out DIR [-reuse]]
 //
 // Kernels come from the mirror that the machine's apt knows, and are kept in the
 // user's cache. Each is booted with a file system in memory that holds the guest, the
 // packages' test binaries and the modules for a network between pods; no root file
 // system, no network of the host. Anything that is not as it must be on any kernel
-// makes the command fail.
+// makes the command fail, and so does a page of results that says otherwise.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -29,8 +31,9 @@ import (
 )
 
 type options struct {
-	series         []string
-	doc, out, only string
+	series                           []string
+	only, arguments, check, doc, out string
+	reuse                            bool
 }
 
 func main() {
@@ -39,8 +42,11 @@ func main() {
 	var o options
 	series := flag.String("kernels", strings.Join(allSeries, ","), "the series of kernels to test")
 	flag.StringVar(&o.only, "only", "", "JOB or JOB=TESTS, a pattern: run only these, in the machine's log, and judge nothing")
+	flag.StringVar(&o.arguments, "append", "", "more arguments for the kernel, such as preempt=full")
+	flag.StringVar(&o.check, "check", "", "the table that must say what is found, in Markdown")
 	flag.StringVar(&o.doc, "doc", "", "the table to write, in Markdown")
 	flag.StringVar(&o.out, "out", "build/kernels", "the folder for results and logs")
+	flag.BoolVar(&o.reuse, "reuse", false, "take what is in the folder of results where the same kernel has done the same well before")
 	flag.Parse()
 	o.series = strings.Split(*series, ",")
 	if err := run(ctx, o); err != nil {
@@ -49,7 +55,18 @@ func main() {
 	}
 }
 
+// partial tells that the run is not the one that the page of results is about.
+func (o *options) partial() bool {
+	return !o.whole() || !slices.Equal(o.series, allSeries)
+}
+
 func run(ctx context.Context, o options) error {
+	if o.partial() && (o.check != "" || o.doc != "") {
+		return errors.New("the page of results is about all kernels and tests: leave out -check and -doc, or -kernels, -only and -append")
+	}
+	if _, err := exec.LookPath(qemu); err != nil {
+		return fmt.Errorf("%w: apt-get install qemu-system-x86", err)
+	}
 	kernels, err := getKernels(ctx, o.series)
 	if err != nil {
 		return fmt.Errorf("getting kernels: %w", err)
@@ -82,11 +99,15 @@ func getKernels(ctx context.Context, series []string) ([]kernel, error) {
 		return nil, err
 	}
 	cache = filepath.Join(cache, "podconfigmap-controller", "kernels")
+	kernels, err := remembered(cache, series, time.Now())
+	if err != nil || len(kernels) == len(series) {
+		return kernels, err
+	}
 	a, err := openArchive(ctx, filepath.Join(cache, "apt"))
 	if err != nil {
 		return nil, err
 	}
-	var kernels []kernel
+	kernels = nil
 	for _, s := range series {
 		began := time.Now()
 		k, err := getKernel(ctx, a, cache, s)
@@ -96,7 +117,7 @@ func getKernels(ctx context.Context, series []string) ([]kernel, error) {
 		fmt.Printf("%-7s Linux %s (%.1f s)\n", s, k.version, time.Since(began).Seconds())
 		kernels = append(kernels, k)
 	}
-	return kernels, nil
+	return kernels, remember(cache, kernels, time.Now())
 }
 
 // compile makes the static programs that run in the machines.
@@ -105,11 +126,11 @@ func compile(ctx context.Context, work string) error {
 		_, err := output(ctx, "", "env", append([]string{"CGO_ENABLED=0", "GOARCH=amd64", "go"}, args...)...)
 		return err
 	}
-	if err := build("build", "-ldflags=-s -w", "-o", filepath.Join(work, "guest"), "./test/kernels/guest"); err != nil {
+	if err := build("build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(work, "guest"), "./test/kernels/guest"); err != nil {
 		return err
 	}
 	for _, job := range jobOrder {
-		if err := build("test", "-c", "-ldflags=-s -w", "-o", filepath.Join(work, job), "./"+jobs[job]); err != nil {
+		if err := build("test", "-c", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(work, job), "./"+jobs[job]); err != nil {
 			return err
 		}
 	}
@@ -130,27 +151,46 @@ func testKernel(ctx context.Context, k kernel, work string, o options) (*result,
 	if err := writeInitramfs(initrd, k, work, todo); err != nil {
 		return nil, err
 	}
+	digest, err := digestOf(initrd, filepath.Join(k.dir, imageFile))
+	if err != nil {
+		return nil, err
+	}
 	name := filepath.Join(o.out, fmt.Sprintf("%d.%d", release[0], release[1]))
+	if o.whole() && o.reuse {
+		if r, err := reusable(name+".json", digest); r != nil || err != nil {
+			return r, err
+		}
+	}
+	r, err := o.boot(ctx, k, release, initrd, name)
+	if err != nil {
+		return nil, err
+	}
+	if o.whole() {
+		r.Digest = digest
+		r.judge(todo)
+		err = r.save(name + ".json")
+	}
+	fmt.Println(r.line(time.Since(r.began)))
+	return r, err
+}
+
+// whole tells that each kernel does all that there is, as it is.
+func (o *options) whole() bool { return o.only == "" && o.arguments == "" }
+
+// boot runs a kernel, and writes files whose names begin with name.
+func (o *options) boot(ctx context.Context, k kernel, release [2]int, initrd, name string) (*result, error) {
 	log, err := os.Create(name + ".log")
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	r := newResult(k, log)
-	if err := boot(ctx, k, initrd, name+".console", r.receive); err != nil {
+	r := newResult(k, release, log)
+	if err := boot(ctx, k, initrd, name+".console", o.arguments, r.receive); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		r.problem("%v (see %s.console)", err, name)
 	}
-	if o.only == "" {
-		r.judge(todo)
-	}
-	state := "ok"
-	if len(r.Problems) > 0 {
-		state = "FAILED\n  " + strings.Join(r.Problems, "\n  ")
-	}
-	fmt.Printf("%-12s %d tests, %d trials, %.0f s: %s\n", r.number(), len(r.Tests), len(r.Trials), time.Since(r.began).Seconds(), state)
 	return r, nil
 }
 
@@ -163,21 +203,20 @@ func writeInitramfs(path string, k kernel, work string, todo wire.Jobs) error {
 	return errors.Join(fillInitramfs(newInitramfs(file), k, work, todo), file.Close())
 }
 
-func report(o options, results []*result) error {
-	text, err := json.MarshalIndent(results, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(o.out, "results.json"), text, 0o644); err != nil {
-		return err
-	}
+// report returns what is wrong with the results, or else writes or checks the page.
+func report(o options, results []*result) (err error) {
 	for _, r := range results {
 		if len(r.Problems) > 0 {
 			err = errors.Join(err, fmt.Errorf("linux %s: %d problems", r.number(), len(r.Problems)))
 		}
 	}
-	if err != nil || o.doc == "" {
+	switch {
+	case err != nil:
 		return err
+	case o.check != "":
+		return agree(o.check, results)
+	case o.doc == "":
+		return nil
 	}
 	file, err := os.Create(o.doc)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"strings"
@@ -58,7 +59,7 @@ func main() {
 func begin() error {
 	for _, m := range []struct{ kind, dir string }{
 		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"},
-		{"cgroup2", "/sys/fs/cgroup"}, {"bpf", "/sys/fs/bpf"}, {"tracefs", "/sys/kernel/tracing"},
+		{"cgroup2", "/sys/fs/cgroup"}, {"bpf", "/sys/fs/bpf"}, {"tracefs", "/sys/kernel/tracing"}, {"debugfs", "/sys/kernel/debug"},
 	} {
 		if err := os.MkdirAll(m.dir, 0o755); err != nil {
 			return err
@@ -192,15 +193,26 @@ func describe() (wire.Kernel, error) {
 	if err := unix.Uname(&name); err != nil {
 		return wire.Kernel{}, err
 	}
+	k := wire.Kernel{Release: unix.ByteSliceToString(name.Release[:])}
 	_, err := os.Stat("/sys/kernel/btf/vmlinux")
-	return wire.Kernel{Release: unix.ByteSliceToString(name.Release[:]), BTF: err == nil}, nil
+	k.BTF = err == nil
+	// Such as "none voluntary (full)".
+	modes, err := os.ReadFile("/sys/kernel/debug/sched/preempt")
+	if err == nil {
+		_, chosen, _ := strings.Cut(string(modes), "(")
+		k.Preemption, _, _ = strings.Cut(chosen, ")")
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return k, err
+	}
+	return k, nil
 }
 
 // runTests runs a test binary and passes on what it says.
 func runTests(m *messages, job wire.Job) error {
 	cmd := exec.Command("/tests/"+job.Name+"/test", job.Args...)
 	cmd.Dir = "/tests/" + job.Name
-	cmd.Env = []string{"PATH=/", "HOME=/tmp", "TMPDIR=/tmp"}
+	// Memory is cheaper than the emulated machine's time.
+	cmd.Env = []string{"PATH=/", "HOME=/tmp", "TMPDIR=/tmp", "GOGC=300"}
 	out, in, err := os.Pipe()
 	if err != nil {
 		return err

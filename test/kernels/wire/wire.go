@@ -39,6 +39,9 @@ type Message struct {
 type Kernel struct {
 	Release string
 	BTF     bool
+	// Preemption is the kernel's own word for how it preempts itself; empty where it
+	// cannot be chosen.
+	Preemption string
 }
 
 // Output is a line that a job wrote.
