@@ -80,7 +80,7 @@ func (f *traffic) end() string {
 	}
 	received, err := f.server.Received("tcp", f.denied)
 	must(t, err)
-	if probes.Answered > 0 || received > 0 || probes.Attempts == 0 {
+	if probes.Answered > 0 || received > 0 || probes.Begun == 0 {
 		t.Errorf("%d connections leaked; the prober: %v", received, probes)
 	}
 	f.w.eventually("the counters are what was sent", func() error {
@@ -92,8 +92,8 @@ func (f *traffic) end() string {
 		if want := connects.Attempts + 2; got["allowed"] != want {
 			return fmt.Errorf("%d connections allowed, %d made", got["allowed"], want)
 		}
-		if got["blocked"] != probes.Attempts {
-			return fmt.Errorf("%d connections blocked, %d tried", got["blocked"], probes.Attempts)
+		if got["blocked"] != probes.Begun {
+			return fmt.Errorf("%d connections blocked, %d tried", got["blocked"], probes.Begun)
 		}
 		if want := sends.Attempts + sends.Answered; got["udp_packets"] != want {
 			return fmt.Errorf("%d UDP packets counted, %d sent", got["udp_packets"], want)
@@ -102,7 +102,7 @@ func (f *traffic) end() string {
 	})
 	return fmt.Sprintf("%d requests, longest gap %v; %d by UDP, longest gap %v; %d fresh connections; %d failed; %d probes, %d leaked; %d system calls",
 		asks.Answered, asks.Longest.Round(time.Millisecond), sends.Answered, sends.Longest.Round(time.Millisecond), connects.Answered,
-		asks.Failed+sends.Failed+connects.Failed, probes.Attempts, received, f.calls)
+		asks.Failed+sends.Failed+connects.Failed, probes.Begun, received, f.calls)
 }
 
 // TestKilled kills the agent again and again under traffic.

@@ -292,6 +292,10 @@ func TestLoop(t *testing.T) {
 			if err != nil || counts.Failed != 0 || counts.Answered != counts.Attempts || counts.Longest <= 0 {
 				t.Errorf("%s: %v (%v)", name, counts, err)
 			}
+			begun := map[string]uint64{"tcpfalse": 1, "tcptrue": counts.Attempts}[name]
+			if counts.Begun != begun {
+				t.Errorf("%s: %d connections begun, want %d", name, counts.Begun, begun)
+			}
 		}
 	}
 	// Failures are counted, too.

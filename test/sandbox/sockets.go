@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -178,6 +179,12 @@ func open(r request, connected bool) (*conversation, error) {
 	}
 	dialer := net.Dialer{Timeout: r.Timeout, FallbackDelay: -1}
 	dialer.SetMultipathTCP(multipath)
+	if r.begins != nil {
+		dialer.Control = func(string, string, syscall.RawConn) error {
+			r.begins()
+			return nil
+		}
+	}
 	if err := bindTo(&dialer, network, r.Local); err != nil {
 		return nil, err
 	}
@@ -385,7 +392,7 @@ func (l *loop) run(o Loop) {
 		case <-time.After(o.Every):
 		}
 		var err error
-		c, err = o.round(c)
+		c, err = o.round(c, l.begin)
 		now := time.Now()
 		l.note(err, now.Sub(last))
 		if err == nil {
@@ -396,10 +403,10 @@ func (l *loop) run(o Loop) {
 
 // round makes one request, over c or a new conversation, and returns what the next
 // one goes over.
-func (o Loop) round(c *conversation) (*conversation, error) {
+func (o Loop) round(c *conversation, begins func()) (*conversation, error) {
 	if c == nil {
 		var err error
-		r := request{Network: o.Network, Local: o.Local, Remote: o.Remote, Timeout: o.Timeout}
+		r := request{Network: o.Network, Local: o.Local, Remote: o.Remote, Timeout: o.Timeout, begins: begins}
 		if c, err = open(r, false); err != nil {
 			return nil, err
 		}
@@ -410,6 +417,12 @@ func (o Loop) round(c *conversation) (*conversation, error) {
 		c = nil
 	}
 	return c, err
+}
+
+func (l *loop) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.counts.Begun++
 }
 
 // note counts one round; gap is the time since the latest answer.

@@ -49,6 +49,7 @@ type request struct {
 	Timeout time.Duration `json:",omitempty"`
 	Packet  []byte        `json:",omitempty"`
 	Loop    *Loop         `json:",omitempty"`
+	begins  func()        // is called, where not nil, just before the kernel is asked for a connection
 }
 
 type reply struct {
@@ -112,6 +113,9 @@ type Loop struct {
 // LoopCounts is what became of a loop's requests.
 type LoopCounts struct {
 	Attempts, Answered, Failed uint64
+	// Begun are the connections for which the kernel was asked: an attempt that had
+	// no time left before it came to that, on a busy machine, has begun none.
+	Begun uint64
 	// LastError is the latest failure's.
 	LastError string `json:",omitempty"`
 	// Longest is the time from one answer to the next, at worst.
