@@ -194,7 +194,7 @@ other:
   e: f
 {{- end }}
 {{- with .c }}
-scalar: {{ . }}
+scalar: {{ . | quote }}
 {{- end }}
 text: a {{ "{{" }} b {{ "}}" }} c
 `

@@ -84,7 +84,7 @@ func (p *page) common(o object) error {
 	}
 	metadata["name"] = p.named(o.kind(), o.name())
 	if metadata["namespace"] == namespace {
-		metadata["namespace"] = p.value("$.Release.Namespace")
+		metadata["namespace"] = p.value("$.Release.Namespace | quote")
 	}
 	labels, ok := metadata["labels"].(map[string]any)
 	if !ok {
@@ -112,7 +112,7 @@ func (p *page) bound(o object) error {
 		}
 		name, _ := subject["name"].(string)
 		subject["name"] = p.named("ServiceAccount", name)
-		subject["namespace"] = p.value("$.Release.Namespace")
+		subject["namespace"] = p.value("$.Release.Namespace | quote")
 	}
 	return nil
 }
@@ -125,7 +125,7 @@ func (p *page) named(kind, name string) string {
 	case kind == "ServiceAccount" && name == subsystem.AgentName, !prefixed:
 		return name
 	case kind == "ServiceAccount" && name == manager:
-		return p.value(include + `serviceAccountName" $`)
+		return p.value(include + `serviceAccountName" $ | quote`)
 	default:
 		return p.value(fullName) + "-" + own
 	}
@@ -237,7 +237,7 @@ func (p *page) inEach(o object, kind string) error {
 	if err := p.common(o); err != nil {
 		return err
 	}
-	metadata["namespace"] = p.value(".")
+	metadata["namespace"] = p.value(". | quote")
 	p.raw(toWatch)
 	p.raw(document)
 	p.add(o)

@@ -60,7 +60,7 @@ func (p *page) block(expression string) string {
 // scalar is a field whose value is that of an expression; absent where it is empty.
 func (p *page) scalar(expression string) string {
 	return p.hole(hole{lines: func(indent int, key string) string {
-		return text(indent, "{{- with "+expression+" }}", key+": {{ . }}", "{{- end }}")
+		return text(indent, "{{- with "+expression+" }}", key+": {{ . | quote }}", "{{- end }}")
 	}})
 }
 

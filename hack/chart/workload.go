@@ -87,7 +87,7 @@ func (p *page) serviceMonitor(o object) error {
 	endpoint["scrapeTimeout"] = p.scalar("$.Values.serviceMonitor.scrapeTimeout")
 	// Not the list item's first key, which has the dash.
 	endpoint["zzinterval"] = p.hole(hole{lines: func(indent int, _ string) string {
-		return text(indent, "{{- with $.Values.serviceMonitor.interval }}", "interval: {{ . }}", ifEnd)
+		return text(indent, "{{- with $.Values.serviceMonitor.interval }}", "interval: {{ . | quote }}", ifEnd)
 	}})
 	return p.when("$.Values.serviceMonitor.enabled", o)
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // programs are the Helms that the chart is tested with.
-var programs = []string{"helm"}
+var programs = []string{"helm", "helm3"}
 
 // withEach runs a test with each Helm.
 func withEach(t *testing.T, test func(t *testing.T, h *Helm, chart string)) {
@@ -345,6 +345,35 @@ func TestNotes(t *testing.T) {
 			out, err := h.Run(t.Context(), "install", "r", chart, "--dry-run=client", "--namespace", "n", "--set", values)
 			if err != nil || !strings.Contains(out, want) {
 				t.Errorf("%s: error %v, want %q in:\n%s", values, err, want, out[max(0, len(out)-1200):])
+			}
+		}
+	})
+}
+
+// What YAML takes for something else stays a text.
+func TestNamesAreTexts(t *testing.T) {
+	withEach(t, func(t *testing.T, h *Helm, chart string) {
+		out, err := h.Run(t.Context(), "template", "on", chart, "--namespace", "n", "--kube-version", "1.36.0",
+			"--set-json", `watchNamespaces=["y"]`, "--set-string", "serviceAccount.name=on,priorityClassName=off,image.tag=1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects, err := Decode(strings.NewReader(out))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			metadata := o.Object["metadata"].(map[string]any)
+			if _, is := metadata["namespace"].(string); metadata["namespace"] != nil && !is {
+				t.Errorf("%s is in the namespace %v", id(o), metadata["namespace"])
+			}
+			if o.GetKind() != "Deployment" {
+				continue
+			}
+			for path, want := range map[string]string{"serviceAccountName": `"on"`, "priorityClassName": `"off"`, "containers/manager/env/WATCH_NAMESPACE/value": `"y"`} {
+				if wrong := differs(o.Object, pod+path, want); wrong != "" {
+					t.Error(wrong)
+				}
 			}
 		}
 	})
