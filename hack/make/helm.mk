@@ -27,5 +27,5 @@ chart dist/install.yaml: config-manifests
 endif
 
 .PHONY: test-helm
-test-helm: controlplane bin/helm ## Test the chart with Helm on a real control plane.
+test-helm: controlplane bin/helm bin/helm3 ## Test the chart with Helm 4 and 3 on a real control plane.
 	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./hack/chart ./test/shipping/helm/... ./test/shipping/agreement/...

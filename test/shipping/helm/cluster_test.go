@@ -263,7 +263,7 @@ func TestLife(t *testing.T) {
 	}
 }
 
-var lives = [][2]string{{"helm", "helm"}}
+var lives = [][2]string{{"helm", "helm"}, {"helm3", "helm3"}, {"helm3", "helm"}}
 
 func life(i *installation, next string) {
 	garden := "garden-" + i.namespace
