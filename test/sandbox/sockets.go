@@ -177,15 +177,8 @@ func open(r request, connected bool) (*conversation, error) {
 		conn, err := dialMapped(network, r.Remote, r.Timeout)
 		return &conversation{stream: conn, datagrams: datagrams}, err
 	}
-	dialer := net.Dialer{Timeout: r.Timeout, FallbackDelay: -1}
-	dialer.SetMultipathTCP(multipath)
-	if r.begins != nil {
-		dialer.Control = func(string, string, syscall.RawConn) error {
-			r.begins()
-			return nil
-		}
-	}
-	if err := bindTo(&dialer, network, r.Local); err != nil {
+	dialer, err := dialerOf(r, network, multipath)
+	if err != nil {
 		return nil, err
 	}
 	conn, err := dialer.Dial(network, r.Remote)
@@ -193,6 +186,18 @@ func open(r request, connected bool) (*conversation, error) {
 		return nil, err
 	}
 	return &conversation{stream: conn, datagrams: datagrams}, nil
+}
+
+func dialerOf(r request, network string, multipath bool) (*net.Dialer, error) {
+	dialer := &net.Dialer{Timeout: r.Timeout, FallbackDelay: -1}
+	dialer.SetMultipathTCP(multipath)
+	if r.begins != nil {
+		dialer.Control = func(string, string, syscall.RawConn) error {
+			r.begins()
+			return nil
+		}
+	}
+	return dialer, bindTo(dialer, network, r.Local)
 }
 
 func bindTo(dialer *net.Dialer, network, local string) (err error) {
