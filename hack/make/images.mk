@@ -1,6 +1,6 @@
-# Images without Docker, and what they are made of (docs/release.md).
+# Images without Docker, and releases (docs/release.md).
 
-## Images
+## Images and releases
 
 # The platforms of the images that are built without Docker.
 IMAGE_PLATFORMS ?= linux/amd64,linux/arm64
@@ -31,12 +31,13 @@ bin/registry: $(wildcard hack/tools/registry/*.go) hack/tools/registry/go.sum
 bin/sbom: $(wildcard hack/tools/sbom/*.go) hack/tools/sbom/go.sum
 
 # Go's own settings are fixed, so that those of the machine do not show.
+go_build = CGO_ENABLED=0 GOFLAGS= GOEXPERIMENT= GOAMD64=v1 GOARM64=v8.0 GOFIPS140=off GOWORK=off go build -trimpath -buildvcs=false
+
 .PHONY: image-binaries
 image-binaries:
 	@for platform in $(subst $(comma), ,$(IMAGE_PLATFORMS)); do \
 		echo "building for $$platform"; \
-		GOOS=$${platform%/*} GOARCH=$${platform#*/} CGO_ENABLED=0 GOFLAGS= GOEXPERIMENT= GOAMD64=v1 GOARM64=v8.0 GOFIPS140=off GOWORK=off \
-			go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(images)/bin/$$platform/podconfigmap-controller .; \
+		GOOS=$${platform%/*} GOARCH=$${platform#*/} $(go_build) -ldflags '$(LDFLAGS)' -o $(images)/bin/$$platform/podconfigmap-controller .; \
 	done
 
 .PHONY: image
@@ -85,7 +86,22 @@ sbom: bin/sbom image-binaries ## Write the image's bills of materials (build/sbo
 			-created $(SOURCE_DATE_EPOCH) -out build/sbom/$(image_name)-v$(VERSION)-$${platform/\//-}.cdx.json; \
 	done
 
+# It runs on the nodes of a cluster that is looked at with operator-sdk scorecard.
+.PHONY: scorecard-image
+scorecard-image: bin/image ## Build the image of our own scorecard tests.
+	@for platform in $(subst $(comma), ,$(IMAGE_PLATFORMS)); do \
+		GOOS=$${platform%/*} GOARCH=$${platform#*/} $(go_build) -ldflags '-s -w' -o $(images)/bin/$$platform/scorecard ./test/scorecard; \
+	done
+	@$(BUILD_IMAGE) $(call write_image,$(image_name)-scorecard,$(SCORECARD_IMG)) \
+		-label 'org.opencontainers.image.title=PodConfigMapController scorecard' \
+		-label 'org.opencontainers.image.description=Tests of the PodConfigMapController bundle for operator-sdk scorecard' \
+		-add '/usr/local/bin/scorecard=$(images)/bin/{os}/{arch}/scorecard' -entrypoint /usr/local/bin/scorecard
+
+.PHONY: release
+release: bin/image bin/sbom bin/operator-sdk ## Make a release of the commit in dist/: images, manifests, chart, bundle, SBOMs, checksums (VERSION=).
+	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' IMAGE_REPOSITORY='$(IMAGE_REPOSITORY)' KUSTOMIZE='$(KUSTOMIZE)' hack/release.sh
+
 .PHONY: test-images
-test-images: controlplane bin/image bin/registry bin/sbom ## Test the images, their SBOMs and the Dockerfile.
+test-images: controlplane bin/image bin/registry bin/sbom bin/operator-sdk ## Test the images, their SBOMs, the Dockerfile and the release.
 	go -C hack/tools/image test $(GOTEST_FLAGS) $(TEST_FLAGS) .
 	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/shipping/registry ./test/shipping/images

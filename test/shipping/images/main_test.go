@@ -78,7 +78,14 @@ func (t *tree) fill() error {
 	if err := os.Symlink(filepath.Join(root, "bin"), filepath.Join(t.root, "bin")); err != nil {
 		return err
 	}
-	for _, args := range [][]string{{"init", "-q"}, {"add", "-A"}, {"commit", "-qm", "All"}} {
+	if _, err := t.run("git", "init", "-q"); err != nil {
+		return err
+	}
+	// .gitignore knows it as a folder.
+	if err := os.WriteFile(filepath.Join(t.root, ".git", "info", "exclude"), []byte("/bin\n"), 0o600); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"add", "-A"}, {"commit", "-qm", "All"}} {
 		if _, err := t.run("git", args...); err != nil {
 			return err
 		}
