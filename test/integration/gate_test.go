@@ -112,8 +112,13 @@ func (g *gate) manage(account string, more map[string]string) {
 // set waits until a DaemonSet passes the check, and returns it.
 func (g *gate) set(name, what string, check func(*appsv1.DaemonSet) error) *appsv1.DaemonSet {
 	g.t.Helper()
+	return g.setWithin(patience, name, what, check)
+}
+
+func (g *gate) setWithin(patience time.Duration, name, what string, check func(*appsv1.DaemonSet) error) *appsv1.DaemonSet {
+	g.t.Helper()
 	set := &appsv1.DaemonSet{}
-	g.eventually(name+": "+what, func() error {
+	g.within(patience, name+": "+what, func() error {
 		set = &appsv1.DaemonSet{}
 		if err := cluster.Client.Get(g.t.Context(), g.key(name), set); err != nil {
 			return err
@@ -136,11 +141,16 @@ func (g *gate) setGone(name string) {
 	})
 }
 
+// takeover is more than the 5 minutes for which the controller of DaemonSets may
+// wait, where one follows another of its name at once, for what it expected of the
+// other. Source: ExpectationsTimeout of kube-controller-manager.
+const takeover = 6 * time.Minute
+
 // rolledOut waits until there is a pod of the DaemonSet's newest template for
 // each of its nodes.
 func (g *gate) rolledOut(name string, nodes int) *appsv1.DaemonSet {
 	g.t.Helper()
-	return g.set(name, "is rolled out", func(set *appsv1.DaemonSet) error {
+	return g.setWithin(takeover, name, "is rolled out", func(set *appsv1.DaemonSet) error {
 		// Where a DaemonSet follows another of its name, its controller may leave the
 		// other's, higher generation in the status.
 		if s := set.Status; s.ObservedGeneration < set.Generation || int(s.UpdatedNumberScheduled) != nodes || int(s.CurrentNumberScheduled) != nodes {

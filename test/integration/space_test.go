@@ -43,6 +43,12 @@ func (s *space) must(err error) {
 // eventually waits until the check finds nothing wrong.
 func (s *space) eventually(what string, check func() error) {
 	s.t.Helper()
+	s.within(patience, what, check)
+}
+
+// within is eventually with a patience of its own.
+func (s *space) within(patience time.Duration, what string, check func() error) {
+	s.t.Helper()
 	began := time.Now()
 	for {
 		err := check()

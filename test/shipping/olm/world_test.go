@@ -351,6 +351,19 @@ func (w *world) subscriptionState(t *testing.T, namespace string) string {
 // runs.
 func (w *world) uninstall(t *testing.T, namespace, version string) {
 	t.Helper()
+	// A plan that is under way would make the CSV anew.
+	w.await(t, "no InstallPlan is under way", func() error {
+		plans := &operatorsv1alpha1.InstallPlanList{}
+		if err := w.client.List(t.Context(), plans, client.InNamespace(namespace)); err != nil {
+			return err
+		}
+		for _, plan := range plans.Items {
+			if plan.Status.Phase != operatorsv1alpha1.InstallPlanPhaseComplete {
+				return fmt.Errorf("InstallPlan %s is %s", plan.Name, plan.Status.Phase)
+			}
+		}
+		return nil
+	})
 	must(t, w.client.Delete(t.Context(), &operatorsv1alpha1.Subscription{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: packageName}}))
 	must(t, w.client.Delete(t.Context(), &operatorsv1alpha1.ClusterServiceVersion{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: packageName + ".v" + version}}))
 	for _, kind := range []client.Object{&rbacv1.Role{}, &rbacv1.RoleBinding{}} {
