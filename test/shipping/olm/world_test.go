@@ -365,11 +365,18 @@ func (w *world) uninstall(t *testing.T, namespace, version string) {
 		return nil
 	})
 	must(t, w.client.Delete(t.Context(), &operatorsv1alpha1.Subscription{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: packageName}}))
-	must(t, w.client.Delete(t.Context(), &operatorsv1alpha1.ClusterServiceVersion{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: packageName + ".v" + version}}))
-	for _, kind := range []client.Object{&rbacv1.Role{}, &rbacv1.RoleBinding{}} {
-		must(t, w.client.DeleteAllOf(t.Context(), kind, client.InNamespace(namespace), client.MatchingLabels{"app.kubernetes.io/name": packageName}))
-	}
 	w.await(t, "nothing of the operator is left in its namespace", func() error {
+		// Again and again: OLM's catalog operator, where it is behind the times, carries
+		// out a finished plan once more, and makes them anew.
+		csv := &operatorsv1alpha1.ClusterServiceVersion{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: packageName + ".v" + version}}
+		if err := w.client.Delete(t.Context(), csv); client.IgnoreNotFound(err) != nil {
+			return err
+		}
+		for _, kind := range []client.Object{&rbacv1.Role{}, &rbacv1.RoleBinding{}} {
+			if err := w.client.DeleteAllOf(t.Context(), kind, client.InNamespace(namespace), client.MatchingLabels{"app.kubernetes.io/name": packageName}); err != nil {
+				return err
+			}
+		}
 		var left []string
 		for kind, list := range ownKinds() {
 			if err := w.client.List(t.Context(), list, client.InNamespace(namespace)); err != nil {
