@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -102,6 +103,11 @@ var rules = map[string]struct{ good, bad, want string }{
 		bad:  "annotationsToInclude: [" + numbers(65, "a%d") + "]",
 		want: withoutRules("spec.annotationsToInclude: Too many: 65: must have at most 64 items"),
 	},
+	"annotations: key too long": {
+		good: "annotationsToInclude: [" + long(253) + "/" + long(63) + "]",
+		bad:  "annotationsToInclude: [a, " + long(254) + "/" + long(63) + "]",
+		want: withoutRules("spec.annotationsToInclude[1]: Too long: may not be more than 317 bytes"),
+	},
 	"annotations: malformed key": {
 		good: `annotationsToInclude: [deployment.kubernetes.io/revision, Example.com/Name]`,
 		bad:  `annotationsToInclude: [a/b/c]`,
@@ -152,6 +158,11 @@ var rules = map[string]struct{ good, bad, want string }{
 		good: "podSelector: {matchExpressions: [{key: " + long(253) + "/" + long(63) + ", operator: Exists}]}",
 		bad:  "podSelector: {matchExpressions: [{key: " + long(254) + "/" + long(63) + ", operator: Exists}]}",
 		want: withoutRules("spec.podSelector.matchExpressions[0].key: Too long: may not be more than 317 bytes"),
+	},
+	"selector: no key": {
+		good: `podSelector: {matchExpressions: [{key: app, operator: Exists}]}`,
+		bad:  `podSelector: {matchExpressions: [{operator: Exists}]}`,
+		want: withoutRules("spec.podSelector.matchExpressions[0].key: Required value"),
 	},
 	"selector: no operator": {
 		good: `podSelector: {matchExpressions: [{key: app, operator: DoesNotExist}]}`,
@@ -677,8 +688,8 @@ func TestStoredObjectsDecode(t *testing.T) {
 	}
 }
 
-// Every rule of the CRD has its message tested above: a rule whose message no
-// entry of the table expects is a rule without a test.
+// Every rule and bound of the CRD has its message tested above: one whose message
+// no entry of the table expects is one without a test.
 func TestEveryMessageIsTested(t *testing.T) {
 	tested := ""
 	for _, name := range slices.Sorted(maps.Keys(rules)) {
@@ -698,6 +709,41 @@ func TestEveryMessageIsTested(t *testing.T) {
 			t.Errorf("no test of %q", message)
 		}
 	}
+	bounds := boundsOf(spec, "spec")
+	if len(bounds) < 25 {
+		t.Errorf("only %d bounds: %q", len(bounds), bounds)
+	}
+	for _, bound := range bounds {
+		if !regexp.MustCompile(bound).MatchString(tested) {
+			t.Errorf("no test of %s", bound)
+		}
+	}
+}
+
+// boundsOf returns, for each bound of the schema itself, an expression that the
+// server's answer to its violation matches.
+func boundsOf(schema apiextensionsv1.JSONSchemaProps, path string) (bounds []string) {
+	bound := func(set bool, answer string) {
+		if set {
+			bounds = append(bounds, path+answer)
+		}
+	}
+	bound(schema.MaxItems != nil || schema.MaxProperties != nil, ": Too many: ")
+	bound(schema.MaxLength != nil, ": Too long: ")
+	bound(schema.XListType != nil && *schema.XListType == "set", `\[\d+\]: Duplicate value: `)
+	for _, name := range schema.Required {
+		bound(true, `\.`+name+": Required value")
+	}
+	for name, property := range schema.Properties {
+		bounds = append(bounds, boundsOf(property, path+`\.`+name)...)
+	}
+	if schema.Items != nil {
+		bounds = append(bounds, boundsOf(*schema.Items.Schema, path+`\[\d+\]`)...)
+	}
+	if schema.AdditionalProperties != nil {
+		bounds = append(bounds, boundsOf(*schema.AdditionalProperties.Schema, path+`\.\w+`)...)
+	}
+	return bounds
 }
 
 func messagesOf(schema apiextensionsv1.JSONSchemaProps) (messages []string) {
