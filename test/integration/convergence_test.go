@@ -256,6 +256,32 @@ func TestStatusPace(t *testing.T) {
 	}
 }
 
+// TestStatusOfManyChanges: pods come one after the other, each is done at once, and
+// the status is written at most once a second all the same.
+func TestStatusOfManyChanges(t *testing.T) {
+	t.Parallel()
+	s := own(t)
+	s.watched(nil)
+	s.config("m", spec{})
+	s.expectServed("m", 0)
+	const pods = 40
+	began := time.Now()
+	for i := range pods {
+		s.pod(fmt.Sprintf("web-%d", i), nil)
+		time.Sleep(100 * time.Millisecond)
+	}
+	s.expectServed("m", pods)
+	took, writes := time.Since(began), 0
+	for _, c := range s.calls(t, began) {
+		if c.Verb == "patch" && c.ObjectRef.Resource == "podconfigmapconfigs" && c.ObjectRef.Subresource == "status" {
+			writes++
+		}
+	}
+	if most := int(took/time.Second) + 2; writes == 0 || writes > most {
+		t.Errorf("%d writes of the status in %v, want at most %d", writes, took, most)
+	}
+}
+
 // TestObservedGeneration: a pod that is not done holds it back, one that failed
 // does not.
 func TestObservedGeneration(t *testing.T) {

@@ -108,6 +108,20 @@ func TestRetriesExhausted(t *testing.T) {
 	if gap := tries[1].Sub(tries[0]); gap < 100*time.Millisecond {
 		t.Errorf("the first retry came after %v", gap)
 	}
+	s.eventually("each refused creation is counted", func() error {
+		refused := 0.0
+		for _, c := range s.calls(t, began) {
+			if c.is("create", "configmaps") && c.ResponseStatus.Code >= 400 {
+				refused++
+			}
+		}
+		got, ns := s.scrape(t), "namespace="+s.name
+		written, failed := got["configmap_operations_total{"+ns+",operation=create,result=error}"], got["reconciliation_errors_total{error_type=invalid,"+ns+",resource_type=pod}"]
+		if written != refused || failed != refused {
+			return fmt.Errorf("%v writes and %v errors are counted of %v", written, failed, refused)
+		}
+		return nil
+	})
 	if n := strings.Count(s.Log(), "Gave up on a pod for now"); n == 0 || n > len(tries)-1 {
 		t.Errorf("%d reports of giving up after %d tries", n, len(tries))
 	}

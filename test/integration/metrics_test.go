@@ -178,3 +178,43 @@ func TestMetrics(t *testing.T) {
 	s.removeConfig("zone")
 	s.expectMetrics("after the end of all", map[string]float64{"queue_depth{queue_name=pod}": 0, "queue_depth{queue_name=pcmc}": 0})
 }
+
+// TestQueueDepth holds up the only worker of each queue, so that all else waits.
+func TestQueueDepth(t *testing.T) {
+	t.Parallel()
+	s := own(t)
+	proxy := newProxy(t, func(verb, path string) time.Duration {
+		if verb == "POST" && strings.HasSuffix(path, "/configmaps") || verb == "PATCH" && strings.HasSuffix(path, "/status") {
+			return time.Hour
+		}
+		return 0
+	})
+	s.watched(map[string]string{
+		"KUBECONFIG": proxy.kubeconfig, "CONTROLLER_POD_WORKERS": "1", "CONTROLLER_PCMC_WORKERS": "1", "CONTROLLER_RECONCILIATION_TIMEOUT": "1h",
+	})
+	const pods, configs = 9, 4
+	for i := range configs {
+		s.config(fmt.Sprintf("m-%d", i), spec{})
+	}
+	s.eventually("a status is held up", func() error {
+		if proxy.atOnce("PATCH") == 0 {
+			return fmt.Errorf("none")
+		}
+		return nil
+	})
+	for i := range pods {
+		s.must(cluster.Client.Create(t.Context(), &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: s.name, Name: fmt.Sprintf("web-%d", i)},
+			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main", Image: "registry.invalid/app:1"}}},
+		}))
+	}
+	s.eventually("all but one wait", func() error {
+		got := s.scrape(t)
+		ofPods, ofConfigs := got["queue_depth{queue_name=pod}"], got["queue_depth{queue_name=pcmc}"]
+		// The config that is being worked on may wait for another look already.
+		if ofPods != pods-1 || ofConfigs < configs-1 || ofConfigs > configs {
+			return fmt.Errorf("%v pods and %v configs wait", ofPods, ofConfigs)
+		}
+		return nil
+	})
+}

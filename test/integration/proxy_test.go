@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
 	"log"
@@ -76,6 +77,12 @@ func (p *proxy) hold(r *http.Request) {
 	if wait == 0 {
 		return
 	}
+	// Only when the body has been read does the server notice that the client left.
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return // it left already
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	p.count(r.Method, 1)
 	defer p.count(r.Method, -1)
 	select {
