@@ -3,6 +3,7 @@
 package main
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
@@ -63,6 +65,7 @@ func TestRemote(t *testing.T) {
 	t.Run("where another manager works", func(t *testing.T) { checkSecondManager(t, c) })
 	t.Run("with the feature flag on", func(t *testing.T) { checkFlag(t, c) })
 	t.Run("with things of others", func(t *testing.T) { checkOthers(t, c) })
+	t.Run("where part of the sample is there", func(t *testing.T) { checkSampleThere(t, c) })
 }
 
 // wantAsBefore fails unless the cluster is empty again.
@@ -176,5 +179,42 @@ func checkOthers(t *testing.T, c *cluster) {
 	}
 	if err := c.client.Get(t.Context(), client.ObjectKeyFromObject(fresh), fresh); !apierrors.IsNotFound(err) {
 		t.Errorf("%s is still there (%v)", fresh.Name, err)
+	}
+}
+
+// checkSampleThere has the sample's namespace there before, and then one of its
+// pods, too. It follows checkOthers, which leaves the CRD.
+func checkSampleThere(t *testing.T, c *cluster) {
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "podconfigmap-demo"}}
+	c.create(t, namespace)
+	sampled := []string{c.environ, "ONCE=true", "SAMPLE=true"}
+	start(t, sampled).end(t, 0, "podconfigmap-demo, which was there already and stays", "was gone after")
+	c.wantPods(t, namespace)
+
+	theirs := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "orders", Namespace: namespace.Name},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}
+	c.create(t, theirs)
+	start(t, sampled).end(t, 1, "Pod orders is there already, and this would change it", "removing the sample")
+	c.wantPods(t, namespace, theirs.UID)
+}
+
+// wantPods fails unless the namespace is as it was, with just these pods.
+func (c *cluster) wantPods(t *testing.T, namespace *corev1.Namespace, want ...types.UID) {
+	t.Helper()
+	now, pods := &corev1.Namespace{}, &corev1.PodList{}
+	if err := c.client.Get(t.Context(), client.ObjectKeyFromObject(namespace), now); err != nil || now.UID != namespace.UID || now.DeletionTimestamp != nil {
+		t.Errorf("the namespace is %+v (%v)", now.ObjectMeta, err)
+	}
+	if err := c.client.List(t.Context(), pods, client.InNamespace(namespace.Name)); err != nil {
+		t.Fatal(err)
+	}
+	var got []types.UID
+	for _, pod := range pods.Items {
+		got = append(got, pod.UID)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("there are the pods %v, want %v", got, want)
 	}
 }
