@@ -95,6 +95,77 @@ func TestEveryReasonIsExplained(t *testing.T) {
 	}
 }
 
+// Events have the reasons of conditions, or such as stand in the call or in a
+// constant of its package.
+func TestEveryEventIsExplained(t *testing.T) {
+	page, calls, reasons := read(t, "troubleshooting.md"), 0, 0
+	folders, err := filepath.Glob("../controllers/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range folders {
+		files, constants := parsed(t, folder)
+		for _, file := range files {
+			ast.Inspect(file, func(n ast.Node) bool {
+				call, ok := n.(*ast.CallExpr)
+				if !ok || len(call.Args) < 6 {
+					return true
+				}
+				if called, ok := call.Fun.(*ast.SelectorExpr); !ok || called.Sel.Name != "Eventf" {
+					return true
+				}
+				calls++
+				reason := ""
+				switch arg := call.Args[3].(type) {
+				case *ast.BasicLit:
+					reason = arg.Value
+				case *ast.Ident:
+					reason = constants[arg.Name]
+				default:
+					return true // a condition's: TestEveryReasonIsExplained
+				}
+				if text, err := strconv.Unquote(reason); err != nil || !strings.Contains(page, "`"+text+"`") {
+					t.Errorf("%s: no page explains the Event %s (%v)", folder, reason, err)
+				}
+				reasons++
+				return true
+			})
+		}
+	}
+	if calls < 10 || reasons < 7 {
+		t.Errorf("only %d Events and %d reasons of their own found", calls, reasons)
+	}
+}
+
+// parsed returns a package's files but its tests, and its constants of text.
+func parsed(t *testing.T, folder string) (files []*ast.File, constants map[string]string) {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(folder, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	constants = map[string]string{}
+	for _, path := range paths {
+		if strings.HasSuffix(path, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+		ast.Inspect(file, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.ValueSpec); ok && len(spec.Names) == 1 && len(spec.Values) == 1 {
+				if value, ok := spec.Values[0].(*ast.BasicLit); ok {
+					constants[spec.Names[0].Name] = value.Value
+				}
+			}
+			return true
+		})
+	}
+	return files, constants
+}
+
 var (
 	link       = regexp.MustCompile(`\]\(([^)#]+)[^)]*\)`)
 	makeTarget = regexp.MustCompile("(?m)(?:^|`)make ((?:[a-z-]+ ?)+)")
