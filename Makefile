@@ -89,7 +89,7 @@ race: controlplane ## Run the tests with the race detector (needs a C compiler).
 
 .PHONY: cover
 cover: controlplane ## Run all tests and print their coverage, per package and in total.
-	hack/cover.sh $(GOTEST_FLAGS) $(TEST_FLAGS)
+	PACKAGES="$(PACKAGES)" hack/cover.sh $(GOTEST_FLAGS) $(TEST_FLAGS)
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz test for FUZZTIME=.

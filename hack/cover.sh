@@ -5,7 +5,7 @@
 # tests run themselves, and what the operator ran that they started as a program
 # (but for those that they killed, which could write nothing).
 #
-# Usage: hack/cover.sh [FLAGS OF GO TEST]
+# Usage: PACKAGES=… hack/cover.sh [FLAGS OF GO TEST]   (the packages whose tests run)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +17,7 @@ covered=$(tr '\n' ',' <<<"$packages" | sed 's/,$//')
 
 failed=0
 COVER_PACKAGES=$covered GOCOVERDIR=$out/operator \
-	go test -cover -coverpkg="$covered" "$@" ./... -args -test.gocoverdir="$out/tests" >"$out/tests.txt" 2>&1 || failed=1
+	go test -cover -coverpkg="$covered" "$@" $PACKAGES -args -test.gocoverdir="$out/tests" >"$out/tests.txt" 2>&1 || failed=1
 # Each line of go test's tells the share of all packages that one test covers.
 sed -E 's/\tcoverage: .*//; /coverage: [0-9.]+% of statements/d' "$out/tests.txt"
 
