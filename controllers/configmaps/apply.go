@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,6 +27,27 @@ type applier struct {
 	client     corev1client.ConfigMapsGetter
 	configMaps *observed.ConfigMaps
 	metrics    *Metrics
+}
+
+// callsAtOnce is how many of one pod's steps are carried out at the same time.
+const callsAtOnce = 4
+
+// carryOutAll makes the API calls of a pod's steps, and returns each step's error.
+func (a *applier) carryOutAll(ctx context.Context, pod *observed.Pod, steps []step) []error {
+	errs := make([]error, len(steps))
+	var calls errgroup.Group
+	calls.SetLimit(callsAtOnce)
+	for i := range steps {
+		if steps[i].verb == keep {
+			continue
+		}
+		calls.Go(func() error {
+			errs[i] = a.carryOut(ctx, pod, &steps[i])
+			return errs[i]
+		})
+	}
+	_ = calls.Wait() // the first of errs
+	return errs
 }
 
 // carryOut makes the step's API calls.

@@ -3,16 +3,23 @@
 package configmaps
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
+	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 )
 
 func TestNew(t *testing.T) {
@@ -83,5 +90,68 @@ func TestPatchDoesNotEscape(t *testing.T) {
 	}
 	if !strings.Contains(string(body), `"k":"<&>"`) {
 		t.Errorf("the patch is %s", body)
+	}
+}
+
+// meeting is a client whose calls end only once all of them are under way.
+type meeting struct {
+	corev1client.ConfigMapInterface
+	together sync.WaitGroup
+	failure  error
+}
+
+func (m *meeting) ConfigMaps(string) corev1client.ConfigMapInterface { return m }
+
+func (m *meeting) Create(_ context.Context, cm *corev1.ConfigMap, _ metav1.CreateOptions) (*corev1.ConfigMap, error) {
+	m.together.Done()
+	m.together.Wait()
+	return cm, nil
+}
+
+func (m *meeting) Delete(context.Context, string, metav1.DeleteOptions) error {
+	m.together.Done()
+	m.together.Wait()
+	return m.failure
+}
+
+// unstarted returns ConfigMaps of which only what is written here is known.
+func unstarted(t *testing.T) *observed.ConfigMaps {
+	t.Helper()
+	client, err := corev1client.NewForConfig(&rest.Config{Host: "https://no.example.com"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, err := observed.NewConfigMaps(client.RESTClient(), []string{"shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return known
+}
+
+// TestCarryOutAll: a pod's calls are made beside each other, as many as may be, and
+// each step gets its own error.
+func TestCarryOutAll(t *testing.T) {
+	pod := observed.NewPod(examplePod())
+	config := compiled(v1alpha1.PodConfigMapConfigSpec{})
+	m := &meeting{failure: errors.New("refused")}
+	steps := []step{
+		{verb: keep, name: "kept"}, {verb: create, config: config, name: "a"}, {verb: create, config: config, name: "b"},
+		{verb: remove, name: "gone", current: existing(t, config, nil)}, {verb: create, config: config, name: "c"},
+	}
+	m.together.Add(callsAtOnce)
+	factory := telemetry.NewFactory(prometheus.NewRegistry())
+	a := &applier{client: m, configMaps: unstarted(t), metrics: NewMetrics(factory, telemetry.NewReconciliation(factory))}
+	errs := a.carryOutAll(t.Context(), pod, steps)
+	for i, err := range errs {
+		if failed := steps[i].verb == remove; failed != errors.Is(err, m.failure) {
+			t.Errorf("%s: %v", steps[i].name, err)
+		}
+	}
+	known := map[string]bool{}
+	for _, cm := range a.configMaps.OwnedBy(pod.Key()) {
+		known[cm.Name] = true
+	}
+	if want := map[string]bool{"a": true, "b": true, "c": true}; !maps.Equal(known, want) {
+		t.Errorf("known to be written: %v, want %v", known, want)
 	}
 }

@@ -85,9 +85,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	defer func() { r.Metrics.Took(telemetry.Pod, req.Namespace, time.Since(began)) }()
 	r.departed.returned(req.NamespacedName)
 	report := newReport(r, seen.pod)
-	for _, s := range makePlan(seen) {
-		r.carryOut(ctx, &s, report)
-	}
+	r.carryOut(ctx, makePlan(seen), report)
 	return report.finish(ctx), nil
 }
 
@@ -124,27 +122,33 @@ func (r *Reconciler) holder(cm, pod types.NamespacedName, owned []*observed.Conf
 	return nil
 }
 
-// carryOut makes one step happen and reports what became of it.
-func (r *Reconciler) carryOut(ctx context.Context, s *step, report *report) {
-	pod := report.pod
-	if s.verb == update {
-		if report.paced > 0 {
+// carryOut makes the steps happen and reports what became of each. Their calls are
+// made beside each other, for they are about different ConfigMaps: a pod waits as
+// long for many as for one.
+func (r *Reconciler) carryOut(ctx context.Context, steps []step, report *report) {
+	steps = slices.DeleteFunc(steps, func(s step) bool {
+		late := s.verb == update && report.paced > 0
+		if late {
 			report.putOff() // what is known of it stays
-			return
 		}
-		r.pace.updated(pod.Key())
+		return late
+	})
+	if slices.ContainsFunc(steps, func(s step) bool { return s.verb == update }) {
+		r.pace.updated(report.pod.Key())
 	}
-	err := r.applier.carryOut(ctx, pod, s)
-	if s.verb == create && apierrors.IsAlreadyExists(err) {
-		err = r.takeUnseen(ctx, s, report)
-	}
-	switch {
-	case err == nil:
-		report.done(s)
-	case apifailure.IsTerminating(err):
-		report.gone(s)
-	default:
-		report.failed(s, err)
+	for i, err := range r.applier.carryOutAll(ctx, report.pod, steps) {
+		s := &steps[i]
+		if s.verb == create && apierrors.IsAlreadyExists(err) {
+			err = r.takeUnseen(ctx, s, report)
+		}
+		switch {
+		case err == nil:
+			report.done(s)
+		case apifailure.IsTerminating(err):
+			report.gone(s)
+		default:
+			report.failed(s, err)
+		}
 	}
 }
 

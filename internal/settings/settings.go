@@ -27,7 +27,7 @@ type Settings struct {
 	LockName              string        `env:"LEADER_ELECTION_LOCK_NAME" envDefault:"podconfigmap-controller-lock" doc:"Name of the Lease."`
 	LockNamespace         string        `env:"LEADER_ELECTION_LOCK_NAMESPACE" shown:"POD_NAMESPACE, else default" doc:"Namespace of the Lease."`
 	ResyncPeriod          time.Duration `env:"CONTROLLER_RESYNC_PERIOD" envDefault:"10m" doc:"How often every pod is looked at again (from caches: no API call where nothing changed), and how often a pod is retried whose retries are exhausted. At least 1s."`
-	PodWorkers            int           `env:"CONTROLLER_POD_WORKERS" envDefault:"1" doc:"Pods worked on at the same time (1 to 1024). The shipped manifests set 24."`
+	PodWorkers            int           `env:"CONTROLLER_POD_WORKERS" envDefault:"1" doc:"Pods worked on at the same time (1 to 1024). The shipped manifests set 32."`
 	PCMCWorkers           int           `env:"CONTROLLER_PCMC_WORKERS" envDefault:"1" doc:"Configs whose status is computed at the same time (1 to 1024). The shipped manifests set 2."`
 	MaxRetries            int           `env:"CONTROLLER_MAX_RETRIES" envDefault:"5" doc:"Failures in a row after which a pod gets a Warning Event and its configs a condition (1 to 100). From then on it is retried every resync period."`
 	ReconciliationTimeout time.Duration `env:"CONTROLLER_RECONCILIATION_TIMEOUT" envDefault:"30s" doc:"How long one reconciliation may take before its API calls are cancelled. At least 1s."`
