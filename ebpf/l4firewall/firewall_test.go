@@ -220,18 +220,35 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
+// blocked makes a request that is not to get through, and waits until a program has
+// seen it: on a slow machine it can be on its way for longer than a test waits.
+func (x *pair) blocked(d Direction, protocol Protocol, family int, port uint16, size int) error {
+	x.t.Helper()
+	before := read(x.t, x.f, x.slot).Connections
+	err := x.request(d, protocol, family, port, size, short)
+	for deadline := time.Now().Add(long); read(x.t, x.f, x.slot).Connections == before; time.Sleep(short / 30) {
+		if time.Now().After(deadline) {
+			x.t.Errorf("%v %s port %d: nothing is counted after %v", d, network(protocol, family), port, long)
+			break
+		}
+	}
+	return err
+}
+
 // check makes one connection and compares what becomes of it, and what is
 // counted, with the policy's verdict.
 func (x *pair) check(p *Policy, d Direction, protocol Protocol, family int, port uint16) {
 	x.t.Helper()
 	verdict := p.Verdict(d, protocol, port)
-	timeout := long
-	if verdict == Blocked {
-		timeout = short
-	}
 	var err error
 	began := time.Now()
-	got := x.counted(func() { err = x.request(d, protocol, family, port, 1, timeout) })
+	got := x.counted(func() {
+		if verdict == Blocked {
+			err = x.blocked(d, protocol, family, port, 1)
+			return
+		}
+		err = x.request(d, protocol, family, port, 1, long)
+	})
 	what := fmt.Sprintf("%v %s port %d", d, network(protocol, family), port)
 	switch {
 	case verdict != Blocked && err != nil:
@@ -271,7 +288,7 @@ func TestFragments(t *testing.T) {
 				t.Errorf("%v IPv%s: %+v, want %+v", d, families[family], got, want)
 			}
 			got = x.counted(func() {
-				if x.request(d, UDP, family, 8081, 30_000, short) == nil {
+				if x.blocked(d, UDP, family, 8081, 30_000) == nil {
 					t.Errorf("%v IPv%s: a blocked datagram passes", d, families[family])
 				}
 			})
