@@ -5,8 +5,8 @@
 # in an export of that commit, so that nothing gets in that is not committed.
 # A release made twice, anywhere, is the same (docs/release.md).
 #
-# `make release VERSION=1.2.3` runs it, with VERSION, COMMIT, SOURCE_DATE_EPOCH,
-# IMAGE_REPOSITORY and KUSTOMIZE in its environment.
+# `make release VERSION=1.2.3` runs it, with VERSION, COMMIT, SOURCE_DATE_EPOCH and
+# IMAGE_REPOSITORY in its environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,16 +40,17 @@ pack() {
 }
 
 # The tree names the images of its own version.
-(cd "$src/config/manager" && $KUSTOMIZE edit set image "controller=$IMAGE_REPOSITORY:v$VERSION")
+make_there config-image
 usual=$(sed -n 's/^IMAGE_REPOSITORY ?= //p' Makefile)
 sed -i "s|$usual|$IMAGE_REPOSITORY|g" "$src/helm-charts/podconfigmap-controller/values.yaml"
-make_there image sbom scorecard-image bundle bundle-image chart dist/install.yaml
+make_there image sbom scorecard-image bundle bundle-image catalog-image chart dist/install.yaml
 
-for image in "$name" "$name-bundle" "$name-scorecard"; do
+for image in "$name" "$name-bundle" "$name-catalog" "$name-scorecard"; do
 	cp "$src/build/images/$image.tar" "dist/images/$image-v$VERSION.tar"
 done
 cp "$src/dist/install.yaml" dist/install.yaml
 cp "$src"/build/sbom/*.json dist/
+cp "$src/build/catalog/podconfigmap-controller/catalog.yaml" "dist/$name-catalog-v$VERSION.yaml"
 pack "$src" bundle "dist/$name-bundle-v$VERSION.tar.gz"
 pack "$src/helm-charts" podconfigmap-controller "dist/podconfigmap-controller-$VERSION.tgz"
 (cd dist && find . -type f ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs sha256sum >SHA256SUMS)

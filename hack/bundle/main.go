@@ -43,7 +43,7 @@ type options struct {
 func main() {
 	log.SetFlags(0)
 	var o options
-	flag.StringVar(&o.version, "version", "", "version of the bundle, such as 0.1.0")
+	flag.StringVar(&o.version, "version", "", "version of the bundle, such as 1.2.3")
 	flag.StringVar(&o.replaces, "replaces", "", "version that this one replaces, if any")
 	flag.StringVar(&o.image, "image", "", "image of manager and agent")
 	flag.StringVar(&o.scorecardImage, "scorecard-image", "", "image of our own scorecard tests")

@@ -13,7 +13,19 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/podconfigmap/podconfigmap-controller/internal/settings"
+	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
+
+const icon = "../../config/manifests/icon.svg"
+
+func version(t *testing.T) string {
+	t.Helper()
+	v, err := harness.Version()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
 
 // manifests is what the generator reads.
 func manifests(t *testing.T) string {
@@ -46,7 +58,7 @@ func TestChartIsUpToDate(t *testing.T) {
 	}
 	in := manifests(t)
 	for range 2 { // the second run finds what the first has written
-		if err := run(strings.NewReader(in), folder, "0.1.0"); err != nil {
+		if err := run(strings.NewReader(in), folder, version(t), icon); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -69,8 +81,31 @@ func TestChartIsUpToDate(t *testing.T) {
 			t.Errorf("%s is made from nothing", file)
 		}
 	}
-	if text := read(t, filepath.Join(folder, "Chart.yaml")); !strings.Contains(text, "\nversion: 0.1.0\nappVersion: \"0.1.0\"\n") {
-		t.Error(text)
+	if made, committed := read(t, filepath.Join(folder, "Chart.yaml")), read(t, chart+"../Chart.yaml"); made != committed {
+		t.Errorf("Chart.yaml is\n%s\nand would be\n%s\nrun make chart", committed, made)
+	}
+}
+
+// The Makefile's version is in all that is made of config.
+func TestTheTreeIsOfOneVersion(t *testing.T) {
+	v := version(t)
+	for file, want := range map[string]string{
+		"config/manager/kustomization.yaml":                                   "newTag: v" + v + "\n",
+		"dist/install.yaml":                                                   "podconfigmap-controller:v" + v + "\n",
+		"helm-charts/podconfigmap-controller/Chart.yaml":                      "\nversion: " + v + "\nappVersion: \"" + v + "\"\n",
+		"helm-charts/podconfigmap-controller/README.md":                       "Version: " + v + "]",
+		"bundle/manifests/podconfigmap-controller.clusterserviceversion.yaml": "\n  version: " + v + "\n",
+		"bundle/tests/scorecard/config.yaml":                                  "-scorecard:v" + v + "\n",
+	} {
+		if !strings.Contains(read(t, "../../"+file), want) {
+			t.Errorf("%s lacks %q: run make manifests", file, want)
+		}
+	}
+}
+
+func TestWithoutAnIcon(t *testing.T) {
+	if err := run(strings.NewReader(manifests(t)), t.TempDir(), version(t), "none.svg"); err == nil || !strings.Contains(err.Error(), "reading the icon") {
+		t.Errorf("error %v", err)
 	}
 }
 
@@ -123,7 +158,7 @@ func TestChangesOfConfigAreNoticed(t *testing.T) {
 			if err := os.Mkdir(filepath.Join(folder, "templates"), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			err := run(strings.NewReader(changed), folder, "0.1.0")
+			err := run(strings.NewReader(changed), folder, version(t), icon)
 			if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error %v, want %q in it", err, tc.want)
 			}
@@ -140,7 +175,7 @@ func TestHandWrittenTemplatesStay(t *testing.T) {
 	if err := os.WriteFile(mine, []byte("kind: Secret\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := run(strings.NewReader(manifests(t)), folder, "0.1.0")
+	err := run(strings.NewReader(manifests(t)), folder, version(t), icon)
 	if err == nil || !strings.Contains(err.Error(), "mine.yaml was not made by hack/chart") {
 		t.Errorf("error %v", err)
 	}

@@ -4,7 +4,7 @@
 ## Generate and check
 
 CONTROLLER_GEN = go tool -modfile=hack/tools/go.mod controller-gen
-GOLANGCI_LINT = go tool -modfile=hack/tools/golangci-lint/go.mod golangci-lint
+GOLANGCI_LINT = go tool -modfile=$(CURDIR)/hack/tools/golangci-lint/go.mod golangci-lint
 
 # Folders of controllers that run in the node agent; all others run in the manager.
 AGENT_CONTROLLERS = controllers/nodeagent
@@ -28,7 +28,7 @@ paths = "paths={$(subst $(space),$(comma),$(patsubst %,./%/...,$(strip $(1))))}"
 
 # What is made of config/ (manifests: bundle) comes after config/ itself, where both
 # are made; alone it takes config/ as it is.
-.PHONY: generate bpf docs manifests config-manifests verify lint fmt vet tools
+.PHONY: generate bpf docs manifests config-manifests config-image verify lint fmt vet tools
 
 generate: bpf ## Write the generated Go code (BPF objects, tables of system calls, deep copies) and docs.
 	go run ./hack/syscalls
@@ -47,9 +47,13 @@ bpf: ## Compile the BPF programs (needs clang-14, llvm-14 and libbpf-dev).
 docs: ## Write docs/settings.md, docs/metrics.md and docs/templates.md from the code.
 	go run ./hack/docs
 
-manifests: config-manifests ## Write all manifests: CRDs and roles from the Go markers, and from these what is shipped.
+manifests: config-manifests ## Write all manifests: CRDs and roles from the Go markers, and from these what is shipped, of VERSION.
 
-config-manifests: generate
+# All that is made of config/ gets its version from here.
+config-image:
+	@cd config/manager && $(KUSTOMIZE) edit set image controller=$(IMAGE_REPOSITORY):v$(VERSION)
+
+config-manifests: generate config-image
 	$(CONTROLLER_GEN) crd paths=./api/... output:crd:dir=config/crd/bases
 	go run ./hack/crd config/crd/bases/*.yaml
 	$(CONTROLLER_GEN) rbac:roleName=manager-role $(call paths,$(MANAGER_CONTROLLERS)) output:rbac:dir=config/rbac

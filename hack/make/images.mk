@@ -70,11 +70,19 @@ docker-push: ## Push the image IMG= with Docker.
 # A bundle is content for the package manager: nothing in it runs.
 .PHONY: bundle-image
 bundle-image: bin/image ## Build the image of bundle/, as `make bundle` left it.
-	@$(BUILD_IMAGE) $(call write_image,$(image_name)-bundle,$(IMAGE_REPOSITORY)-bundle:v$(VERSION)) \
+	@$(BUILD_IMAGE) $(call write_image,$(image_name)-bundle,$(BUNDLE_IMG)) \
 		-label 'org.opencontainers.image.title=PodConfigMapController bundle' \
 		-label 'org.opencontainers.image.description=What the Operator Lifecycle Manager installs PodConfigMapController from' \
 		-labels-from bundle/metadata/annotations.yaml -user '' \
-		$(foreach part,manifests metadata tests,-add /$(part)=bundle/$(part))
+		$(foreach part,manifests metadata tests,-add /$(part)=$(bundle_folder)/$(part))
+
+# Content, too: the cluster's own opm serves it (docs/decisions/0026-catalog-image.md).
+.PHONY: catalog-image
+catalog-image: bin/image catalog ## Build the image of the catalog.
+	@$(BUILD_IMAGE) $(call write_image,$(image_name)-catalog,$(CATALOG_IMG)) \
+		-label 'org.opencontainers.image.title=PodConfigMapController catalog' \
+		-label 'org.opencontainers.image.description=Where the Operator Lifecycle Manager finds PodConfigMapController' \
+		-label operators.operatorframework.io.index.configs.v1=/configs -user '' -add /configs=$(catalog_folder)
 
 # A bill for each platform: an architecture may link other modules. The bill takes
 # the platform from the environment.
@@ -98,10 +106,10 @@ scorecard-image: bin/image ## Build the image of our own scorecard tests.
 		-add '/usr/local/bin/scorecard=$(images)/bin/{os}/{arch}/scorecard' -entrypoint /usr/local/bin/scorecard
 
 .PHONY: release
-release: bin/image bin/sbom bin/operator-sdk ## Make a release of the commit in dist/: images, manifests, chart, bundle, SBOMs, checksums (VERSION=).
-	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' IMAGE_REPOSITORY='$(IMAGE_REPOSITORY)' KUSTOMIZE='$(KUSTOMIZE)' hack/release.sh
+release: bin/image bin/sbom bin/operator-sdk bin/opm ## Make a release of the commit in dist/: images, manifests, chart, bundle, catalog, SBOMs, checksums (VERSION=).
+	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' SOURCE_DATE_EPOCH='$(SOURCE_DATE_EPOCH)' IMAGE_REPOSITORY='$(IMAGE_REPOSITORY)' hack/release.sh
 
 .PHONY: test-images
-test-images: controlplane bin/image bin/registry bin/sbom bin/operator-sdk ## Test the images, their SBOMs, the Dockerfile and the release.
+test-images: controlplane bin/image bin/registry bin/sbom bin/operator-sdk bin/opm ## Test the images, their SBOMs, the Dockerfile and the release.
 	go -C hack/tools/image test $(GOTEST_FLAGS) $(TEST_FLAGS) .
 	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/shipping/registry ./test/shipping/images

@@ -4,6 +4,9 @@
 
 # The image of our own scorecard tests (test/scorecard).
 SCORECARD_IMG ?= $(IMAGE_REPOSITORY)-scorecard:v$(VERSION)
+# The images of bundle/ and of the catalog that lists it.
+BUNDLE_IMG ?= $(IMAGE_REPOSITORY)-bundle:v$(VERSION)
+CATALOG_IMG ?= $(IMAGE_REPOSITORY)-catalog:v$(VERSION)
 BUNDLE_CHANNELS ?= candidate,stable
 BUNDLE_DEFAULT_CHANNEL ?= stable
 
@@ -17,6 +20,14 @@ bundle: bin/operator-sdk ## Write bundle/ and bundle.Dockerfile (VERSION=, IMG=)
 	$(KUSTOMIZE) build config/manifests | go run ./hack/bundle -version $(VERSION) -image $(IMG) -scorecard-image $(SCORECARD_IMG) \
 		-channels $(BUNDLE_CHANNELS) -default-channel $(BUNDLE_DEFAULT_CHANNEL) -rights test/scorecard/rights.yaml
 
+# Where the bundle is, and where its catalog goes: tests have others.
+bundle_folder = bundle
+catalog_folder = build/catalog
+
+.PHONY: catalog
+catalog: bin/opm ## Write the file-based catalog of bundle/, as `make bundle` left it (build/catalog).
+	@go run ./hack/catalog -version $(VERSION) -image $(BUNDLE_IMG) -bundle $(bundle_folder) $(catalog_folder)
+
 # operatorhub's own result is that it is deprecated for the two after it.
 .PHONY: bundle-validate
 bundle-validate: bin/operator-sdk ## Run operator-sdk's validators on bundle/; a warning is a failure, too.
@@ -28,9 +39,17 @@ bundle: config-manifests
 endif
 
 # OLM's two programs have a module each, because a module's tool is one program; that
-# of opm takes OLM's versions, so that most of it is built once.
+# of opm takes OLM's versions, so that most of it is built once. What OLM's own image
+# has besides, to bring content out of other images, comes from the same module.
+OLM_UTILITIES = bin/cpb bin/copy-content
+$(OLM_UTILITIES): package = github.com/operator-framework/operator-lifecycle-manager/$(if $(filter bin/cpb,$@),util/cpb,cmd/copy-content)
+$(OLM_UTILITIES): hack/tools/olm/go.mod
+	CGO_ENABLED=0 go -C hack/tools/olm build -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ $(package)
+	@touch $@
+
 .PHONY: test-olm
-test-olm: controlplane bin/operator-sdk bin/olm bin/olm-catalog bin/opm ## Install, upgrade and uninstall the bundle with the real OLM (as root).
+test-olm: controlplane bin/operator-sdk bin/olm bin/olm-catalog bin/opm bin/image bin/registry $(OLM_UTILITIES) ## Install the bundle from a registry with the real OLM, upgrade, uninstall (as root; Debian's busybox-static).
+	@command -v busybox >/dev/null || { echo "OLM's image has busybox's cp: apt-get install busybox-static" >&2; exit 1; }
 	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/shipping/processnode ./test/shipping/olm
 
 # -v: it prints the result of each test.

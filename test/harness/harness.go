@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -157,6 +158,30 @@ func Root() (string, error) {
 		}
 	}
 	return "", errors.New("not below the repository's root")
+}
+
+// versionLine is where a release's version stands: nowhere else is it written by hand.
+var versionLine = regexp.MustCompile(`(?m)^VERSION \?= (\S+)$`)
+
+// Version is the version of the tree, from the Makefile, such as 1.2.3.
+func Version() (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(filepath.Join(root, "Makefile"))
+	if err != nil {
+		return "", fmt.Errorf("reading the version: %w", err)
+	}
+	return versionIn(text)
+}
+
+func versionIn(makefile []byte) (string, error) {
+	found := versionLine.FindSubmatch(makefile)
+	if found == nil {
+		return "", errors.New("the Makefile has no line VERSION ?= 1.2.3")
+	}
+	return string(found[1]), nil
 }
 
 // builds are the binaries that this process has made, by their build tags.

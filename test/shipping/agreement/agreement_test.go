@@ -95,7 +95,7 @@ func TestDifferencesAreSeen(t *testing.T) {
 		"root":             {`"readOnlyRootFilesystem":true`, `"readOnlyRootFilesystem":false`},
 		"capabilities":     {`"drop":["ALL"]`, `"drop":[]`},
 		"pod's security":   {`"runAsNonRoot":true`, `"runAsNonRoot":false`},
-		"image":            {`podconfigmap-controller:v0.1.0`, `podconfigmap-controller:v0.1.1`},
+		"image":            {`podconfigmap-controller:v`, `podconfigmap-controller:w`},
 		"verb":             {`"verbs":["create","delete","get","list","patch","watch"]`, `"verbs":["create","delete","get","list","patch"]`},
 		"resource":         {`"resources":["leases"]`, `"resources":["secrets"]`},
 		"a binding":        {`"kind":"RoleBinding"`, `"kind":"ConfigMap"`},

@@ -70,10 +70,12 @@ func TestAReleaseIsWhole(t *testing.T) {
 	want := []string{
 		"SHA256SUMS",
 		"images/operator-bundle-v" + version + ".tar",
+		"images/operator-catalog-v" + version + ".tar",
 		"images/operator-scorecard-v" + version + ".tar",
 		"images/operator-v" + version + ".tar",
 		"install.yaml",
 		"operator-bundle-v" + version + ".tar.gz",
+		"operator-catalog-v" + version + ".yaml",
 		"operator-v" + version + "-linux-amd64.cdx.json",
 		"operator-v" + version + "-linux-arm64.cdx.json",
 		"podconfigmap-controller-" + version + ".tgz",
@@ -162,12 +164,50 @@ func TestAReleaseIsOfItsVersionOnly(t *testing.T) {
 	for name, want := range map[string]string{
 		"install.yaml": "image: " + repository + ":v" + version + "\n",
 		bundle + "manifests/podconfigmap-controller.clusterserviceversion.yaml":            "image: " + repository + ":v" + version + "\n",
+		"operator-catalog-v" + version + ".yaml":                                           "image: " + repository + "-bundle:v" + version + "\n",
 		bundle + "tests/scorecard/config.yaml":                                             "image: " + repository + "-scorecard:v" + version + "\n",
 		"podconfigmap-controller-" + version + ".tgz: podconfigmap-controller/values.yaml": "repository: " + repository + "\n",
 		"podconfigmap-controller-" + version + ".tgz: podconfigmap-controller/Chart.yaml":  "version: " + version + "\n",
 	} {
 		if !strings.Contains(texts[name], want) {
 			t.Errorf("%s lacks %q", name, want)
+		}
+	}
+}
+
+// OLM finds the catalog in its image by a label; the file of the release is the same.
+func TestTheCatalogImage(t *testing.T) {
+	files, layout := release(t, mustRelease(t)[0]), t.TempDir()
+	for r := tar.NewReader(bytes.NewReader(files["images/operator-catalog-v"+version+".tar"])); ; {
+		header, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(layout, header.Name)
+		if header.Typeflag == tar.TypeDir {
+			err = os.MkdirAll(path, 0o755)
+		} else {
+			var content []byte
+			if content, err = io.ReadAll(r); err == nil {
+				err = os.WriteFile(path, content, 0o600)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, _, images := readLayout(t, layout)
+	for _, architecture := range []string{"amd64", "arm64"} {
+		i := images[architecture]
+		if at := i.config.Config.Labels["operators.operatorframework.io.index.configs.v1"]; at != "/configs" {
+			t.Errorf("%s: the label says the catalog is at %q", architecture, at)
+		}
+		want := files["operator-catalog-v"+version+".yaml"]
+		if got := i.files["configs/podconfigmap-controller/catalog.yaml"]; len(want) == 0 || !bytes.Equal(got, want) {
+			t.Errorf("%s: the catalog in the image, %d bytes, is not the release's, %d bytes", architecture, len(got), len(want))
 		}
 	}
 }
