@@ -23,14 +23,17 @@ PACKETS ?= 1000000
 TEST_FLAGS ?=
 # Those below test/shipping have targets of their own: they need tools that take
 # long to build.
-PACKAGES ?= $$(go list ./... | grep -v /test/shipping/)
+PACKAGES ?= $(slow_packages) $$(go list ./... | grep -v /test/shipping/)
+# They take minutes: first, so that none runs alone at the end.
+slow_packages = ./test/agent ./test/faults ./test/rbac ./hack/run ./test/integration ./ebpf/l4firewall
+# How many packages are tested at a time. They wait more than they compute.
+PARALLEL ?= 4
 
 KUSTOMIZE = go tool -modfile=$(CURDIR)/hack/tools/go.mod kustomize
 # Its summary counts the skipped tests and says why they were. Nothing is taken
-# from the cache: tests run the operator as a program that Go does not see. -p 2:
-# more would only have tests with deadlines wait for each other.
+# from the cache: tests run the operator as a program that Go does not see.
 GOTESTSUM = go tool -modfile=hack/tools/go.mod gotestsum --format=pkgname --format-hide-empty-pkg --
-GOTEST_FLAGS = -count=1 -p=2 -timeout=20m
+GOTEST_FLAGS = -count=1 -p=$(PARALLEL) -timeout=20m
 
 version_package = github.com/podconfigmap/podconfigmap-controller/internal/version
 LDFLAGS = -s -w -X $(version_package).Version=$(VERSION) -X $(version_package).Commit=$(COMMIT)
@@ -38,7 +41,7 @@ LDFLAGS = -s -w -X $(version_package).Version=$(VERSION) -X $(version_package).C
 # Packages that the race detector watches from inside; those below test/ run the
 # operator as a program, which RACE=true builds with the race detector.
 unit_packages = ./api/... ./controllers/... ./internal/...
-operator_tests = $$(go list ./test/... | grep -vE '/test/(bench|controlplane|shipping)(/|$$)')
+operator_tests = ./test/agent ./test/faults ./test/rbac $$(go list ./test/... | grep -vE '/test/(bench|controlplane|shipping)(/|$$)')
 
 .PHONY: help
 help: ## List the targets.
