@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/test/shipping/stage"
 )
 
 const flag = "EBPF_ENABLED"
@@ -29,28 +30,28 @@ const flag = "EBPF_ENABLED"
 func (w *world) tryLife(t *testing.T) {
 	namespace := unique("life")
 	w.namespace(t, namespace, map[string]string{"pod-security.kubernetes.io/enforce": "privileged"})
-	w.subscribe(t, namespace, namespace)
+	w.subscribe(t, "candidate", namespace, namespace)
 	w.installed(t, namespace, older)
 	w.sample(t, namespace)
-	w.await(t, "the sample is served", func() error { return w.ready(t, namespace) })
+	stage.Await(t, "the sample is served", func() error { return w.ready(t, namespace) })
 	if err := w.get(t, namespace, agent, &appsv1.DaemonSet{}); !apierrors.IsNotFound(err) {
 		t.Errorf("with the flag off there are agents: %v", err)
 	}
 
 	w.setFlag(t, namespace, "true")
-	w.await(t, "the agent runs", func() error { return w.agentRuns(t, namespace, older) })
+	stage.Await(t, "the agent runs", func() error { return w.agentRuns(t, namespace, older) })
 	w.setFlag(t, namespace, "")
-	w.await(t, "the agents are gone", func() error { return w.noAgents(t, namespace) })
-	w.await(t, "OLM may upgrade", func() error { return w.upgradeable(t, namespace, older, "True") })
+	stage.Await(t, "the agents are gone", func() error { return w.noAgents(t, namespace) })
+	stage.Await(t, "OLM may upgrade", func() error { return w.upgradeable(t, namespace, older, "True") })
 
 	// Agents that do not become ready hold the upgrade.
 	w.held.Store(true)
 	w.setFlag(t, namespace, "true")
-	w.await(t, "OLM may not upgrade", func() error { return w.upgradeable(t, namespace, older, "False") })
+	stage.Await(t, "OLM may not upgrade", func() error { return w.upgradeable(t, namespace, older, "False") })
 	cm := &corev1.ConfigMap{}
-	must(t, w.get(t, namespace, "pod-sample-from-sample-cfg", cm))
-	w.change(t, namespace, func(s *operatorsv1alpha1.SubscriptionSpec) { s.Channel = "candidate" })
-	w.await(t, "the upgrade waits", func() error { return w.waits(t, namespace) })
+	stage.Must(t, w.get(t, namespace, "pod-sample-from-sample-cfg", cm))
+	w.release(t, newer)
+	stage.Await(t, "the upgrade waits", func() error { return w.waits(t, namespace) })
 	if image := w.managerImage(t, namespace); !strings.HasSuffix(image, ":v"+older) {
 		t.Errorf("the operator's image is %s before it may be upgraded", image)
 	}
@@ -61,8 +62,8 @@ func (w *world) tryLife(t *testing.T) {
 		t.Errorf("after the upgrade the operator's image is %s", image)
 	}
 	w.checkUpgrade(t, namespace, cm)
-	w.await(t, "the agent is the newer one", func() error { return w.agentRuns(t, namespace, newer) })
-	w.await(t, "the older version is gone", func() error {
+	stage.Await(t, "the agent is the newer one", func() error { return w.agentRuns(t, namespace, newer) })
+	stage.Await(t, "the older version is gone", func() error {
 		err := w.get(t, namespace, packageName+".v"+older, &operatorsv1alpha1.ClusterServiceVersion{})
 		if apierrors.IsNotFound(err) {
 			return nil
@@ -77,11 +78,25 @@ func (w *world) tryLife(t *testing.T) {
 		t.Errorf("after the uninstall the ConfigMap is %s, was %s (%v)", after.UID, cm.UID, err)
 	}
 	pins := filepath.Join(w.kernel.BPFFS(), "podconfigmap", namespace)
-	w.await(t, "the agent took its pins along", func() error {
+	stage.Await(t, "the agent took its pins along", func() error {
 		if left, err := os.ReadDir(pins); err == nil && len(left) > 0 {
 			return fmt.Errorf("there are %v", left)
 		}
 		return nil
+	})
+}
+
+// release has the catalog's image become that of another version, which lists this
+// version only: it replaces all before it.
+func (w *world) release(t *testing.T, version string) {
+	t.Helper()
+	stage.Await(t, "the catalog is changed", func() error {
+		source := &operatorsv1alpha1.CatalogSource{}
+		if err := w.get(t, catalogs, "ours", source); err != nil {
+			return err
+		}
+		source.Spec.Image = catalogImage(version)
+		return w.client.Update(t.Context(), source)
 	})
 }
 
@@ -97,7 +112,7 @@ func (w *world) setFlag(t *testing.T, namespace, value string) {
 	if value == "" {
 		value = "false" // the CSV's
 	}
-	w.await(t, "the Deployment has the flag "+value, func() error {
+	stage.Await(t, "the Deployment has the flag "+value, func() error {
 		d := &appsv1.Deployment{}
 		if err := w.get(t, namespace, manager, d); err != nil {
 			return err
@@ -169,7 +184,7 @@ func (w *world) waits(t *testing.T, namespace string) error {
 func (w *world) managerImage(t *testing.T, namespace string) string {
 	t.Helper()
 	d := &appsv1.Deployment{}
-	must(t, w.get(t, namespace, manager, d))
+	stage.Must(t, w.get(t, namespace, manager, d))
 	return d.Spec.Template.Spec.Containers[0].Image
 }
 
@@ -177,13 +192,13 @@ func (w *world) managerImage(t *testing.T, namespace string) string {
 func (w *world) checkUpgrade(t *testing.T, namespace string, before *corev1.ConfigMap) {
 	t.Helper()
 	crd := &apiextensionsv1.CustomResourceDefinition{}
-	must(t, w.get(t, "", "podconfigmapconfigs.podconfig.example.com", crd))
+	stage.Must(t, w.get(t, "", "podconfigmapconfigs.podconfig.example.com", crd))
 	if _, ok := crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties["addedLater"]; !ok {
 		t.Error("the CRD lacks the new field")
 	}
-	w.await(t, "the sample is served by the newer version", func() error { return w.ready(t, namespace) })
+	stage.Await(t, "the sample is served by the newer version", func() error { return w.ready(t, namespace) })
 	cm := &corev1.ConfigMap{}
-	must(t, w.get(t, namespace, before.Name, cm))
+	stage.Must(t, w.get(t, namespace, before.Name, cm))
 	if cm.UID != before.UID || cm.ResourceVersion != before.ResourceVersion {
 		t.Errorf("the upgrade touched the ConfigMap: %s/%s, was %s/%s", cm.UID, cm.ResourceVersion, before.UID, before.ResourceVersion)
 	}

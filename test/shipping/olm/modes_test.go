@@ -21,6 +21,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/test/shipping/stage"
 )
 
 func TestMain(m *testing.M) {
@@ -33,6 +34,7 @@ func TestOLM(t *testing.T) {
 		t.Skip("-short: this needs a control plane")
 	}
 	w := newWorld(t)
+	t.Run("the catalog", w.tryCatalog)
 	t.Run("own namespace", func(t *testing.T) {
 		w.tryMode(t, func(n names) []string { return []string{n.operator} }, func(n names) []string { return []string{n.operator} })
 	})
@@ -60,13 +62,13 @@ func (w *world) tryMode(t *testing.T, targets, served func(names) []string) {
 	for _, name := range n.all() {
 		w.namespace(t, name, nil)
 	}
-	w.subscribe(t, n.operator, targets(n)...)
+	w.subscribe(t, "stable", n.operator, targets(n)...)
 	w.installed(t, n.operator, older)
 	for _, name := range n.all() {
 		w.sample(t, name)
 	}
 	for _, name := range served(n) {
-		w.await(t, "namespace "+name+" is served", func() error { return w.ready(t, name) })
+		stage.Await(t, "namespace "+name+" is served", func() error { return w.ready(t, name) })
 	}
 	w.wait(t.Context(), 3*time.Second)
 	for _, name := range n.all() {
@@ -86,11 +88,17 @@ func (w *world) tryMode(t *testing.T, targets, served func(names) []string) {
 	if err := w.get(t, "", "podconfigmapconfigs.podconfig.example.com", &apiextensionsv1.CustomResourceDefinition{}); err != nil {
 		t.Errorf("after the uninstall: %v", err)
 	}
-	// The next one's OperatorGroup must not meet this one's.
-	must(t, w.client.Delete(t.Context(), &operatorsv1.OperatorGroup{ObjectMeta: metav1.ObjectMeta{Namespace: n.operator, Name: "group"}}))
-	for _, name := range n.all() {
-		must(t, w.client.DeleteAllOf(t.Context(), &v1alpha1.PodConfigMapConfig{}, client.InNamespace(name)))
-		w.await(t, "copies of the CSV are gone from "+name, func() error {
+	w.forget(t, n.operator, n.all()...)
+}
+
+// forget removes what is left of an installation that has gone, in all namespaces:
+// the next one's OperatorGroup must not meet this one's.
+func (w *world) forget(t *testing.T, operator string, all ...string) {
+	t.Helper()
+	stage.Must(t, w.client.Delete(t.Context(), &operatorsv1.OperatorGroup{ObjectMeta: metav1.ObjectMeta{Namespace: operator, Name: "group"}}))
+	for _, name := range all {
+		stage.Must(t, w.client.DeleteAllOf(t.Context(), &v1alpha1.PodConfigMapConfig{}, client.InNamespace(name)))
+		stage.Await(t, "copies of the CSV are gone from "+name, func() error {
 			list := &operatorsv1alpha1.ClusterServiceVersionList{}
 			err := w.client.List(t.Context(), list, client.InNamespace(name))
 			if err == nil && len(list.Items) > 0 {
@@ -108,8 +116,8 @@ func (w *world) sample(t *testing.T, namespace string) {
 	config := &v1alpha1.PodConfigMapConfig{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "sample"}}
 	config.Spec.PodSelector = &v1alpha1.PodSelector{MatchLabels: map[string]string{"app": "sample"}}
 	config.Spec.LabelsToInclude = []v1alpha1.MetadataKey{"app"}
-	must(t, w.client.Create(t.Context(), config))
-	w.await(t, "the sample's pod is there", func() error { // its ServiceAccount may come late
+	stage.Must(t, w.client.Create(t.Context(), config))
+	stage.Await(t, "the sample's pod is there", func() error { // its ServiceAccount may come late
 		err := w.client.Create(t.Context(), &corev1.Pod{ObjectMeta: meta, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app", Image: "none"}}}})
 		if apierrors.IsAlreadyExists(err) {
 			return nil
@@ -160,7 +168,7 @@ func (w *world) checkRights(t *testing.T, operator, namespace string, served boo
 				Namespace: namespace, Verb: may.verb, Group: may.group, Resource: may.resource,
 			},
 		}}
-		must(t, w.client.Create(t.Context(), review))
+		stage.Must(t, w.client.Create(t.Context(), review))
 		if review.Status.Allowed != may.want {
 			t.Errorf("%s may %s %s in %s: %v, want %v", may.account, may.verb, may.resource, namespace, review.Status.Allowed, may.want)
 		}

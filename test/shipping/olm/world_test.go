@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package olm installs the bundle with the real Operator Lifecycle Manager: its two
-// programs and a catalog served by opm run as processes against a real control
-// plane, and a node of processes runs the operator's pods, as OLM made them.
+// Package olm installs the bundle with the real Operator Lifecycle Manager, from the
+// images that are shipped: OLM's two programs run as processes against a real control
+// plane; a node of processes, which has the images from a registry, runs the pods
+// that OLM makes: the catalog's, the bundle's, the operator's.
 package olm
 
 import (
@@ -10,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,13 +34,13 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/yaml"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 	"github.com/podconfigmap/podconfigmap-controller/test/sandbox"
 	"github.com/podconfigmap/podconfigmap-controller/test/shipping/processnode"
+	"github.com/podconfigmap/podconfigmap-controller/test/shipping/stage"
 )
 
 const (
@@ -49,32 +49,23 @@ const (
 	agent       = packageName + "-agent"
 	catalogs    = "olm"
 	image       = "ghcr.io/podconfigmap/podconfigmap-controller"
-	older       = "0.1.0"
-	newer       = "0.2.0"
-
-	// patience is for what takes seconds on a quiet machine.
-	patience = 5 * time.Minute
+	// newer is made as the next release would be.
+	newer = "9.0.0"
 )
 
-func must(t *testing.T, err error) {
-	t.Helper()
+// older is the version of the tree.
+var older = func() string {
+	version, err := harness.Version()
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
-}
+	return version
+}()
 
-func got[T any](value T, err error) func(*testing.T) T {
-	return func(t *testing.T) T {
-		t.Helper()
-		must(t, err)
-		return value
-	}
-}
-
-// world is a cluster with OLM, a catalog of two versions, and a node.
+// world is a cluster with OLM, a catalog, and a node.
 type world struct {
 	client client.Client
-	plane  *controlplane.ControlPlane
+	plane  *stage.Cluster
 	node   *processnode.Node
 	kernel *sandbox.Node
 	logs   string
@@ -85,44 +76,43 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{logs: t.TempDir(), kernel: sandbox.New(t)}
+	images := shipped(t)
 	programs := t.TempDir()
-	images := map[string]processnode.Image{}
 	for _, version := range []string{older, newer} {
 		images[image+":v"+version] = processnode.Image{
-			Program: got(processnode.BuildProgram(programs, ".", version))(t), Path: "/podconfigmap-controller", Env: w.environ,
+			Program: stage.Got(processnode.BuildProgram(programs, ".", version))(t), Path: "/podconfigmap-controller", Env: w.environ,
 		}
 	}
-	catalog := makeCatalog(t)
-	w.plane = got(controlplane.Start(t.Context(), controlplane.Options{ControllerManager: true, Progress: os.Stderr}))(t)
-	t.Cleanup(func() {
-		if err := w.plane.Stop(); err != nil {
-			t.Error(err)
-		}
+	w.plane = stage.Start(t, processnode.Options{
+		Images: images,
+		Hold:   func(p *corev1.Pod) bool { return w.held.Load() && p.Labels["app.kubernetes.io/component"] == "agent" },
 	})
+	w.node = w.plane.Node
+	t.Cleanup(func() { w.tell(t) })
 	scheme := runtime.NewScheme()
-	must(t, errors.Join(clientgoscheme.AddToScheme(scheme), apiextensionsv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme),
+	stage.Must(t, errors.Join(clientgoscheme.AddToScheme(scheme), apiextensionsv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme),
 		operatorsv1.AddToScheme(scheme), operatorsv1alpha1.AddToScheme(scheme), operatorsv2.AddToScheme(scheme)))
-	w.client = got(client.New(w.plane.Config(), client.Options{Scheme: scheme}))(t)
-	w.node = got(processnode.Start(t.Context(), w.client, processnode.Options{
-		Name: "node-1", Config: w.plane.Config(), Images: images,
-		Hold: func(p *corev1.Pod) bool { return w.held.Load() && p.Labels["app.kubernetes.io/component"] == "agent" },
-	}))(t)
-	t.Cleanup(func() { w.end(t) })
-	w.startOLM(t, catalog)
+	w.client = stage.Got(client.New(w.plane.Config(), client.Options{Scheme: scheme}))(t)
+	w.startOLM(t)
 	return w
 }
 
-func (w *world) end(t *testing.T) {
-	if err := w.node.Stop(); err != nil {
-		t.Errorf("the node: %v", err)
-	}
+// tell shows what the programs of a test that failed wrote last.
+func (w *world) tell(t *testing.T) {
 	if !t.Failed() {
 		return
 	}
-	for _, name := range []string{"olm", "olm-catalog", "opm"} {
+	texts := w.node.Logs(catalogs)
+	for _, name := range []string{"olm", "olm-catalog"} {
 		text, err := os.ReadFile(filepath.Join(w.logs, name+".log"))
-		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		t.Logf("%s (%v):\n%s", name, err, strings.Join(lines[max(0, len(lines)-25):], "\n"))
+		if err != nil {
+			t.Error(err)
+		}
+		texts[name] = string(text)
+	}
+	for name, text := range texts {
+		lines := strings.Split(strings.TrimSpace(text), "\n")
+		t.Logf("%s:\n%s", name, strings.Join(lines[max(0, len(lines)-25):], "\n"))
 	}
 }
 
@@ -136,143 +126,59 @@ func (w *world) environ(p *corev1.Pod, ip string) map[string]string {
 	return env
 }
 
-// makeCatalog writes a file-based catalog: the channel stable has the older version,
-// candidate has both. The newer one has a CRD with a field more.
-func makeCatalog(t *testing.T) string {
-	t.Helper()
-	root := got(harness.Root())(t)
-	opm := got(processnode.Tool("opm"))(t)
-	bundles := map[string]string{older: filepath.Join(root, "bundle"), newer: newerBundle(t, root)}
-	text := `---
-schema: olm.package
-name: podconfigmap-controller
-defaultChannel: stable
----
-schema: olm.channel
-package: podconfigmap-controller
-name: stable
-entries:
-- name: podconfigmap-controller.v0.1.0
----
-schema: olm.channel
-package: podconfigmap-controller
-name: candidate
-entries:
-- name: podconfigmap-controller.v0.1.0
-- name: podconfigmap-controller.v0.2.0
-  replaces: podconfigmap-controller.v0.1.0
-`
-	for _, version := range []string{older, newer} {
-		rendered, err := exec.Command(opm, "render", bundles[version], "--output=yaml").Output()
-		if err != nil {
-			t.Fatalf("opm render: %v: %s", err, stderr(err))
-		}
-		text += "---\n" + string(rendered)
-	}
-	catalog := t.TempDir()
-	must(t, os.Mkdir(filepath.Join(catalog, packageName), 0o755))
-	must(t, os.WriteFile(filepath.Join(catalog, packageName, "catalog.yaml"), []byte(text), 0o644))
-	if said, err := exec.Command(opm, "validate", catalog).CombinedOutput(); err != nil {
-		t.Fatalf("opm validate: %v\n%s", err, said)
-	}
-	return catalog
-}
-
-func stderr(err error) string {
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return string(exit.Stderr)
-	}
-	return ""
-}
-
-// newerBundle is made as a release is, with another version.
-func newerBundle(t *testing.T, root string) string {
-	t.Helper()
-	kustomize := exec.Command("go", "tool", "-modfile=hack/tools/go.mod", "kustomize", "build", "config/manifests")
-	kustomize.Dir = root
-	stream, err := kustomize.Output()
-	if err != nil {
-		t.Fatalf("kustomize build: %v: %s", err, stderr(err))
-	}
-	out := t.TempDir()
-	make := exec.Command("go", "run", "./hack/bundle", "-version", newer, "-replaces", older, "-image", image+":v"+newer,
-		"-scorecard-image", image+"-scorecard:v"+newer, "-out", out)
-	make.Dir, make.Stdin = root, strings.NewReader(string(stream))
-	if said, err := make.CombinedOutput(); err != nil {
-		t.Fatalf("making the newer bundle: %v\n%s", err, said)
-	}
-	file := filepath.Join(out, "bundle/manifests/podconfig.example.com_podconfigmapconfigs.yaml")
-	crd := &apiextensionsv1.CustomResourceDefinition{}
-	must(t, yaml.Unmarshal(got(os.ReadFile(file))(t), crd))
-	crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties["addedLater"] = apiextensionsv1.JSONSchemaProps{Type: "string"}
-	must(t, os.WriteFile(file, got(yaml.Marshal(crd))(t), 0o644))
-	return filepath.Join(out, "bundle")
-}
-
-// startOLM installs OLM's kinds, and starts its programs and the catalog.
-func (w *world) startOLM(t *testing.T, catalog string) {
+// startOLM installs OLM's kinds, starts its programs, and names the catalog.
+func (w *world) startOLM(t *testing.T) {
 	t.Helper()
 	for _, crd := range []*apiextensionsv1.CustomResourceDefinition{
 		crds.CatalogSource(), crds.ClusterServiceVersion(), crds.InstallPlan(), crds.OLMConfig(), crds.OperatorCondition(), crds.OperatorGroup(), crds.Operator(), crds.Subscription(),
 	} {
-		must(t, w.client.Create(t.Context(), crd))
+		stage.Must(t, w.client.Create(t.Context(), crd))
 	}
-	w.await(t, "OLM's kinds are served", func() error {
+	stage.Await(t, "OLM's kinds are served", func() error {
 		in := client.InNamespace(catalogs)
 		return errors.Join(w.client.List(t.Context(), &operatorsv1alpha1.SubscriptionList{}, in), w.client.List(t.Context(), &operatorsv1alpha1.CatalogSourceList{}, in),
 			w.client.List(t.Context(), &operatorsv2.OperatorConditionList{}, in), w.client.List(t.Context(), &operatorsv1.OperatorGroupList{}, in),
 			w.client.List(t.Context(), &operatorsv1.OLMConfigList{}), w.client.List(t.Context(), &operatorsv1alpha1.InstallPlanList{}, in))
 	})
 	w.namespace(t, catalogs, nil)
-	address := freeAddress(t)
-	_, port, err := net.SplitHostPort(address)
-	must(t, err)
-	w.run(t, "opm", "serve", catalog, "--port="+port, "--cache-dir="+filepath.Join(w.logs, "cache"), "--cache-enforce-integrity=false", "--termination-log="+filepath.Join(w.logs, "end"), "--pprof-addr=")
 	// With TLS they leave the port 8080 alone. The one that comes second cannot have
 	// 8443; it says so, and goes on.
 	credentials := filepath.Join(filepath.Dir(w.plane.Kubeconfig()), "credentials")
 	tls := []string{"--tls-cert=" + filepath.Join(credentials, "apiserver.crt"), "--tls-key=" + filepath.Join(credentials, "apiserver.key")}
-	w.run(t, "olm", append(tls, "--namespace="+catalogs, "--writeStatusName=", "--writePackageServerStatusName=")...)
-	w.run(t, "olm-catalog", append(tls, "--namespace="+catalogs, "--writeStatusName=", "--kubeconfig="+w.plane.Kubeconfig())...)
-	must(t, w.client.Create(t.Context(), &operatorsv1alpha1.CatalogSource{
+	w.run(t, nil, "olm", append(tls, "--namespace="+catalogs, "--writeStatusName=", "--writePackageServerStatusName=")...)
+	w.run(t, w.names(t), "olm-catalog", append(tls, "--namespace="+catalogs, "--writeStatusName=", "--kubeconfig="+w.plane.Kubeconfig(),
+		"--opmImage="+opmImage, "--util-image="+utilImage)...)
+	stage.Must(t, w.client.Create(t.Context(), &operatorsv1alpha1.CatalogSource{
 		ObjectMeta: metav1.ObjectMeta{Namespace: catalogs, Name: "ours"},
-		Spec:       operatorsv1alpha1.CatalogSourceSpec{SourceType: operatorsv1alpha1.SourceTypeGrpc, Address: address, DisplayName: "ours"},
+		Spec: operatorsv1alpha1.CatalogSourceSpec{SourceType: operatorsv1alpha1.SourceTypeGrpc, DisplayName: "ours", Image: catalogImage(older),
+			GrpcPodConfig: &operatorsv1alpha1.GrpcPodConfig{ExtractContent: &operatorsv1alpha1.ExtractContentConfig{CatalogDir: "/configs"}}},
 	}))
 }
 
-// run starts one of the tools, which ends with the test.
-func (w *world) run(t *testing.T, tool string, args ...string) {
+// names is a launcher that has a program find the catalog's Service under its name,
+// as a cluster's DNS would let it: opm serves on all addresses.
+func (w *world) names(t *testing.T) []string {
 	t.Helper()
-	log := got(os.Create(filepath.Join(w.logs, tool+".log")))(t)
+	hosts, resolver := filepath.Join(w.logs, "hosts"), filepath.Join(w.logs, "resolv.conf")
+	stage.Must(t, errors.Join(os.WriteFile(hosts, []byte("127.0.0.1 localhost ours."+catalogs+".svc\n"), 0o644),
+		os.WriteFile(resolver, []byte("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"), 0o644)))
+	return []string{"unshare", "--mount", "sh", "-euc", `mount --bind "$1" /etc/hosts; mount --bind "$2" /etc/resolv.conf; shift 2; exec "$@"`, "sh", hosts, resolver}
+}
+
+// run starts one of the tools, by a launcher if there is one. It ends with the test.
+func (w *world) run(t *testing.T, launcher []string, tool string, args ...string) {
+	t.Helper()
+	log := stage.Got(os.Create(filepath.Join(w.logs, tool+".log")))(t)
 	defer log.Close()
-	command := exec.Command(got(processnode.Tool(tool))(t), args...)
+	line := slices.Concat(launcher, []string{stage.Got(processnode.Tool(tool))(t)}, args)
+	command := exec.Command(line[0], line[1:]...)
 	command.Env = append(os.Environ(), "KUBECONFIG="+w.plane.Kubeconfig())
 	command.Dir, command.Stdout, command.Stderr = t.TempDir(), log, log
-	must(t, controlplane.StartChild(command))
+	stage.Must(t, controlplane.StartChild(command))
 	t.Cleanup(func() {
 		_ = command.Process.Signal(syscall.SIGKILL)
 		_ = command.Wait() // killed
 	})
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	listener := got(net.Listen("tcp", "127.0.0.1:0"))(t)
-	defer listener.Close()
-	return listener.Addr().String()
-}
-
-// await waits until nothing is wrong any more.
-func (w *world) await(t *testing.T, what string, wrong func() error) {
-	t.Helper()
-	err := errors.New("not looked yet")
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		if err = wrong(); err == nil {
-			return
-		}
-	}
-	t.Fatalf("waiting until %s: %v", what, err)
 }
 
 func (w *world) get(t *testing.T, namespace, name string, into client.Object) error {
@@ -281,20 +187,20 @@ func (w *world) get(t *testing.T, namespace, name string, into client.Object) er
 
 func (w *world) namespace(t *testing.T, name string, labels map[string]string) {
 	t.Helper()
-	must(t, w.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}))
+	stage.Must(t, w.client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}))
 }
 
 // subscribe makes the OperatorGroup and the Subscription. No targets mean all
 // namespaces.
-func (w *world) subscribe(t *testing.T, namespace string, targets ...string) {
+func (w *world) subscribe(t *testing.T, channel, namespace string, targets ...string) {
 	t.Helper()
-	must(t, w.client.Create(t.Context(), &operatorsv1.OperatorGroup{
+	stage.Must(t, w.client.Create(t.Context(), &operatorsv1.OperatorGroup{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "group"}, Spec: operatorsv1.OperatorGroupSpec{TargetNamespaces: targets},
 	}))
-	must(t, w.client.Create(t.Context(), &operatorsv1alpha1.Subscription{
+	stage.Must(t, w.client.Create(t.Context(), &operatorsv1alpha1.Subscription{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: packageName},
 		Spec: &operatorsv1alpha1.SubscriptionSpec{
-			CatalogSource: "ours", CatalogSourceNamespace: catalogs, Package: packageName, Channel: "stable",
+			CatalogSource: "ours", CatalogSourceNamespace: catalogs, Package: packageName, Channel: channel,
 			InstallPlanApproval: operatorsv1alpha1.ApprovalAutomatic,
 		},
 	}))
@@ -303,7 +209,7 @@ func (w *world) subscribe(t *testing.T, namespace string, targets ...string) {
 // change edits the Subscription.
 func (w *world) change(t *testing.T, namespace string, edit func(*operatorsv1alpha1.SubscriptionSpec)) {
 	t.Helper()
-	w.await(t, "the Subscription is changed", func() error {
+	stage.Await(t, "the Subscription is changed", func() error {
 		s := &operatorsv1alpha1.Subscription{}
 		if err := w.get(t, namespace, packageName, s); err != nil {
 			return err
@@ -316,7 +222,7 @@ func (w *world) change(t *testing.T, namespace string, edit func(*operatorsv1alp
 // installed waits until a version is installed, and the operator is ready.
 func (w *world) installed(t *testing.T, namespace, version string) {
 	t.Helper()
-	w.await(t, "version "+version+" is installed", func() error {
+	stage.Await(t, "version "+version+" is installed", func() error {
 		csv := &operatorsv1alpha1.ClusterServiceVersion{}
 		if err := w.get(t, namespace, packageName+".v"+version, csv); err != nil {
 			return fmt.Errorf("%w; %s", err, w.subscriptionState(t, namespace))
@@ -326,7 +232,7 @@ func (w *world) installed(t *testing.T, namespace, version string) {
 		}
 		return nil
 	})
-	w.await(t, "the operator is ready", func() error {
+	stage.Await(t, "the operator is ready", func() error {
 		d := &appsv1.Deployment{}
 		if err := w.get(t, namespace, manager, d); err != nil {
 			return err
@@ -352,7 +258,7 @@ func (w *world) subscriptionState(t *testing.T, namespace string) string {
 func (w *world) uninstall(t *testing.T, namespace, version string) {
 	t.Helper()
 	// A plan that is under way would make the CSV anew.
-	w.await(t, "no InstallPlan is under way", func() error {
+	stage.Await(t, "no InstallPlan is under way", func() error {
 		plans := &operatorsv1alpha1.InstallPlanList{}
 		if err := w.client.List(t.Context(), plans, client.InNamespace(namespace)); err != nil {
 			return err
@@ -364,8 +270,8 @@ func (w *world) uninstall(t *testing.T, namespace, version string) {
 		}
 		return nil
 	})
-	must(t, w.client.Delete(t.Context(), &operatorsv1alpha1.Subscription{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: packageName}}))
-	w.await(t, "nothing of the operator is left in its namespace", func() error {
+	stage.Must(t, w.client.Delete(t.Context(), &operatorsv1alpha1.Subscription{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: packageName}}))
+	stage.Await(t, "nothing of the operator is left in its namespace", func() error {
 		// Again and again: OLM's catalog operator, where it is behind the times, carries
 		// out a finished plan once more, and makes them anew.
 		csv := &operatorsv1alpha1.ClusterServiceVersion{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: packageName + ".v" + version}}

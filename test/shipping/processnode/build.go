@@ -44,9 +44,14 @@ func Tool(name string) (string, error) {
 	return program, nil
 }
 
+// The port of this name is metricsPort instead of the container's, because other
+// programs of the machine take that one on all addresses.
+const (
+	metricsName = "metrics"
+	metricsPort = 18080
+)
+
 // Addresses let the operator listen on its pod's own address: the Env of its image.
-// The port of the metrics is not the container's, because other programs of the
-// machine take that one on all addresses.
 func Addresses(_ *corev1.Pod, ip string) map[string]string {
-	return map[string]string{"METRICS_ADDR": ip + ":18080", "HEALTH_PROBE_ADDR": ip + ":8081"}
+	return map[string]string{"METRICS_ADDR": fmt.Sprintf("%s:%d", ip, metricsPort), "HEALTH_PROBE_ADDR": ip + ":8081"}
 }

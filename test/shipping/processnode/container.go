@@ -128,6 +128,7 @@ func (c *container) start() error {
 func (c *container) environment() []string {
 	all := map[string]string{
 		"KUBERNETES_SERVICE_HOST": c.pod.node.server.Hostname(), "KUBERNETES_SERVICE_PORT": c.pod.node.server.Port(),
+		"HTTP_PROXY": c.pod.node.gateway.url,
 	}
 	if c.root == "" {
 		all["KUBECONFIG"] = filepath.Join(c.pod.dir, kubeconfigFile)

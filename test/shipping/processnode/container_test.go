@@ -22,7 +22,7 @@ func newPod(t *testing.T, images map[string]Image, spec corev1.PodSpec) (*pod, *
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &Node{options: Options{Name: "node", Images: images}, dir: t.TempDir(), server: server}
+	n := &Node{options: Options{Name: "node", Images: images}, dir: t.TempDir(), server: server, gateway: &gateway{url: "http://proxy"}}
 	of := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "garden", Name: "rose", UID: "u1", Labels: map[string]string{"colour": "red"}, Annotations: map[string]string{"olm.targetNamespaces": "a,b"},
 	}, Spec: spec}
@@ -32,7 +32,7 @@ func newPod(t *testing.T, images map[string]Image, spec corev1.PodSpec) (*pod, *
 
 func TestEnvironment(t *testing.T) {
 	var env []corev1.EnvVar
-	want := []string{"KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT=6443", "literal=x", "image=u1", "over=image"}
+	want := []string{"KUBERNETES_SERVICE_HOST=127.0.0.1", "KUBERNETES_SERVICE_PORT=6443", "HTTP_PROXY=http://proxy", "literal=x", "image=u1", "over=image"}
 	for path, value := range map[string]string{
 		"metadata.name": "rose", "metadata.namespace": "garden", "metadata.uid": "u1", "spec.nodeName": "node", "status.podIP": "127.1.2.3",
 		"metadata.annotations['olm.targetNamespaces']": "a,b", "metadata.labels['colour']": "red",
@@ -62,7 +62,11 @@ func TestVolumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	mounts := func(path string) []corev1.VolumeMount { return []corev1.VolumeMount{{Name: "shared", MountPath: path}} }
-	p, of := newPod(t, map[string]Image{"image": {Program: program, Path: "/bin/program"}}, corev1.PodSpec{
+	files := t.TempDir()
+	if err := os.WriteFile(filepath.Join(files, "notice"), []byte("free"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p, of := newPod(t, map[string]Image{"image": {Program: program, Path: "/bin/program", Root: files}}, corev1.PodSpec{
 		Volumes:        []corev1.Volume{{Name: "shared", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}},
 		InitContainers: []corev1.Container{{Name: "first", Image: "image", VolumeMounts: mounts("/out")}},
 		Containers:     []corev1.Container{{Name: "second", Image: "image", VolumeMounts: mounts("/in")}},
@@ -86,7 +90,9 @@ func TestVolumes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for file, want := range map[string]string{"in/made": "here", "bin/program": "#!"} {
+	for file, want := range map[string]string{
+		"in/made": "here", "bin/program": "#!", "notice": "free", "etc/hosts": "127.0.0.1\tlocalhost\n127.1.2.3\trose\n",
+	} {
 		if text, err := os.ReadFile(filepath.Join(second.root, file)); err != nil || string(text) != want {
 			t.Errorf("%s: %q, %v", file, text, err)
 		}

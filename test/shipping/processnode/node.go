@@ -6,9 +6,10 @@
 // DaemonSets and the scorecard make, with the pods' own environment and the tokens
 // of their ServiceAccounts.
 //
-// An image is one static program. Its container is a chroot with that program and
-// the pod's volumes (ConfigMaps, empty directories, projected tokens), a user
-// without rights, and a loopback address of the pod's own. A pod with host paths,
+// An image is one static program, and what other files it has. Its container is a
+// chroot with these and the pod's volumes (ConfigMaps, empty directories, projected tokens), a user
+// without rights, and a loopback address of the pod's own; Services are reached by a
+// proxy for HTTP. A pod with host paths,
 // such as a node agent's, runs outside of a chroot, as root. There are no cgroups,
 // no namespaces and no limits: for these, tests need a real node.
 //
@@ -48,10 +49,13 @@ const (
 	user = 65532
 )
 
-// Image is one static program, as an image would hold it.
+// Image is what an image would hold.
 type Image struct {
-	// Program is the file on this machine, Path where the image has it.
+	// Program is a static program on this machine, Path where the image has it. Both
+	// are empty for an image without a program of its own, such as a bundle's.
 	Program, Path string
+	// Root is a folder with the image's other files, if it has any.
+	Root string
 	// Env gives variables besides the container's own, such as the addresses to
 	// listen on: all pods share the machine's network. May be nil.
 	Env func(pod *corev1.Pod, ip string) map[string]string
@@ -78,6 +82,7 @@ type Node struct {
 	tokens  kubernetes.Interface
 	server  *url.URL
 	logs    *httptest.Server
+	gateway *gateway
 	lease   *coordinationv1.Lease
 	subnet  string // of the pods' addresses, such as 127.12.34.
 	cancel  context.CancelFunc
@@ -106,10 +111,13 @@ func Start(ctx context.Context, c client.Client, o Options) (*Node, error) {
 		return nil, fmt.Errorf("making the node's folder: %w", err)
 	}
 	n.subnet = fmt.Sprintf("127.%d.%d.", 1+mathrand.IntN(254), mathrand.IntN(256))
+	if n.gateway, err = startGateway(c); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(n.dir))
+	}
 	n.logs = httptest.NewTLSServer(n.logHandler())
 	if err := n.register(ctx); err != nil {
 		n.logs.Close()
-		return nil, errors.Join(err, os.RemoveAll(n.dir))
+		return nil, errors.Join(err, n.gateway.server.Close(), os.RemoveAll(n.dir))
 	}
 	var serving context.Context
 	serving, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -277,5 +285,5 @@ func (n *Node) Stop() error {
 		<-p.ended
 	}
 	n.logs.Close()
-	return errors.Join(append(n.failures, os.RemoveAll(n.dir))...)
+	return errors.Join(append(n.failures, n.gateway.server.Close(), os.RemoveAll(n.dir))...)
 }

@@ -47,9 +47,9 @@ func (p *pod) prepare(ctx context.Context, of *corev1.Pod) (roots string, err er
 // test that is killed. Containers that run at the same time share nothing.
 func (p *pod) volume(name string) string { return filepath.Join(p.dir, "volumes", name) }
 
-// furnish brings a container's program and volumes into its root.
+// furnish brings the image's files and the pod's volumes into a container's root.
 func (c *container) furnish() error {
-	if err := copyProgram(c.image.Program, filepath.Join(c.root, c.image.Path)); err != nil {
+	if err := c.unpack(); err != nil {
 		return err
 	}
 	for _, m := range c.spec.VolumeMounts {
@@ -58,6 +58,29 @@ func (c *container) furnish() error {
 		}
 	}
 	return nil
+}
+
+// unpack makes the root, once.
+func (c *container) unpack() error {
+	hosts := filepath.Join(c.root, "etc/hosts")
+	if _, err := os.Stat(hosts); err == nil {
+		return nil
+	}
+	if c.image.Root != "" {
+		if err := os.CopyFS(c.root, os.DirFS(c.image.Root)); err != nil {
+			return err
+		}
+	}
+	if c.image.Program != "" {
+		if err := copyProgram(c.image.Program, filepath.Join(c.root, c.image.Path)); err != nil {
+			return err
+		}
+	}
+	// As kubelet's: programs look up the name localhost.
+	if err := os.MkdirAll(filepath.Dir(hosts), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(hosts, fmt.Appendf(nil, "127.0.0.1\tlocalhost\n%s\t%s\n", c.pod.ip, c.of.Name), 0o644)
 }
 
 // giveBack keeps what a container wrote into the pod's empty directories.
@@ -88,9 +111,6 @@ func replace(to, from string) error {
 
 // copyProgram links a program, or copies it from another file system.
 func copyProgram(from, to string) error {
-	if _, err := os.Stat(to); err == nil {
-		return nil
-	}
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}

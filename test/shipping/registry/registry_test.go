@@ -3,9 +3,13 @@
 package registry
 
 import (
+	"archive/tar"
+	"bytes"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -63,5 +67,66 @@ func TestStartTellsWhyNot(t *testing.T) {
 	}
 	if !strings.Contains(err.Error(), "making the folder for images") {
 		t.Errorf("the error does not tell why: %v", err)
+	}
+}
+
+// What goes in comes out again, for this machine's platform.
+func TestPushAndUnpack(t *testing.T) {
+	for name, o := range map[string]Options{"TLS": {}, "HTTP": {PlainHTTP: true}} {
+		t.Run(name, func(t *testing.T) {
+			r, files, layout, out := start(t, o), t.TempDir(), filepath.Join(t.TempDir(), "layout"), t.TempDir()
+			for _, architecture := range []string{"amd64", "arm64"} {
+				if err := os.WriteFile(filepath.Join(files, architecture), []byte("for "+architecture), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if said, err := exec.Command("../../../bin/image", "build", "-add", "/a/b="+files+"/{arch}", "-layout", layout).CombinedOutput(); err != nil {
+				t.Fatalf("bin/image, which `make bin/image` builds: %v\n%s", err, said)
+			}
+			if err := r.Unpack(t.Context(), "team/thing:v1", out); err == nil || !strings.Contains(err.Error(), "image pull") {
+				t.Errorf("an image that is not there: %v", err)
+			}
+			if err := r.Push(t.Context(), layout, "team/thing:v1"); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Unpack(t.Context(), "team/thing:v1", out); err != nil {
+				t.Fatal(err)
+			}
+			info, err := os.Stat(filepath.Join(out, "a/b"))
+			if err != nil || info.Mode().Perm() != 0o755 {
+				t.Fatalf("the file is %v (%v)", info, err)
+			}
+			if text, err := os.ReadFile(filepath.Join(out, "a/b")); err != nil || string(text) != "for "+runtime.GOARCH {
+				t.Errorf("it holds %q (%v)", text, err)
+			}
+		})
+	}
+}
+
+func TestUnpackRefuses(t *testing.T) {
+	layout, out := t.TempDir(), t.TempDir()
+	if err := unpackLayout(layout, out); err == nil || !strings.Contains(err.Error(), "reading the image") {
+		t.Errorf("no layout: %v", err)
+	}
+	root, err := os.OpenRoot(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := unpackFile(root, &tar.Header{Name: "link", Typeflag: tar.TypeSymlink}, nil); err == nil || !strings.Contains(err.Error(), "is not unpacked here") {
+		t.Errorf("a link: %v", err)
+	}
+	if err := unpackFile(root, &tar.Header{Name: "../out", Typeflag: tar.TypeReg}, bytes.NewReader(nil)); err == nil {
+		t.Error("a file outside of the folder was written")
+	}
+	for content, want := range map[string]string{
+		`{`: "decoding", `{}`: "0 images were pulled", `{"manifests":[{"digest":"sha256:0"}]}`: "reading the image",
+	} {
+		if err := os.WriteFile(filepath.Join(layout, "index.json"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := unpackLayout(layout, out); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("index %s: %v, want %q", content, err, want)
+		}
 	}
 }

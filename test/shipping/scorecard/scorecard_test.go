@@ -7,18 +7,14 @@ package scorecard
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/operator-framework/api/pkg/apis/scorecard/v1alpha3"
@@ -26,16 +22,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/util/wait"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/yaml"
 
-	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
+	"github.com/podconfigmap/podconfigmap-controller/test/shipping/helm"
 	"github.com/podconfigmap/podconfigmap-controller/test/shipping/processnode"
+	"github.com/podconfigmap/podconfigmap-controller/test/shipping/stage"
 )
 
 const (
@@ -43,25 +37,8 @@ const (
 	manager   = "podconfigmap-controller-controller-manager"
 	namespace = "scorecard"
 	account   = "scorecard"
-	// patience is for what takes seconds on a quiet machine.
-	patience = 4 * time.Minute
-	standard = "quay.io/operator-framework/scorecard-test:v1.42.2"
+	standard  = "quay.io/operator-framework/scorecard-test:v1.42.2"
 )
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func got[T any](value T, err error) func(*testing.T) T {
-	return func(t *testing.T) T {
-		t.Helper()
-		must(t, err)
-		return value
-	}
-}
 
 func TestMain(m *testing.M) {
 	ctrllog.SetLogger(logr.Discard())
@@ -72,17 +49,17 @@ func TestScorecard(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: this needs a control plane")
 	}
-	root := got(harness.Root())(t)
+	root := stage.Got(harness.Root())(t)
 	bundle := filepath.Join(root, "bundle")
-	sdk := got(processnode.Tool("operator-sdk"))(t)
+	sdk := stage.Got(processnode.Tool("operator-sdk"))(t)
 	ours := scorecardImage(t, bundle)
-	c, node := start(t, ours)
-	install(t, root, c)
+	c := start(t, ours)
+	install(t, c)
 
 	t.Run("the bundle passes", func(t *testing.T) {
 		list, err := run(t, c, sdk, bundle, ours)
 		if err != nil {
-			t.Errorf("operator-sdk scorecard: %v\nlogs of its pods: %v", err, node.Logs(namespace))
+			t.Errorf("operator-sdk scorecard: %v\nlogs of its pods: %v", err, c.Node.Logs(namespace))
 		}
 		var names []string
 		for _, test := range list.Items {
@@ -127,7 +104,7 @@ func TestScorecard(t *testing.T) {
 func scorecardImage(t *testing.T, bundle string) string {
 	t.Helper()
 	config := &v1alpha3.Configuration{}
-	must(t, yaml.Unmarshal(got(os.ReadFile(filepath.Join(bundle, "tests/scorecard/config.yaml")))(t), config))
+	stage.Must(t, yaml.Unmarshal(stage.Got(os.ReadFile(filepath.Join(bundle, "tests/scorecard/config.yaml")))(t), config))
 	for _, stage := range config.Stages {
 		for _, test := range stage.Tests {
 			if test.Image != standard {
@@ -140,48 +117,34 @@ func scorecardImage(t *testing.T, bundle string) string {
 }
 
 // start makes a cluster with a node that has the images.
-func start(t *testing.T, ours string) (*harness.Cluster, *processnode.Node) {
+func start(t *testing.T, ours string) *stage.Cluster {
 	t.Helper()
 	programs := t.TempDir()
-	operator := got(processnode.BuildProgram(programs, ".", "0.1.0"))(t)
-	custom := got(processnode.BuildProgram(programs, "./test/scorecard", "0.1.0"))(t)
-	official := got(processnode.Tool("scorecard-test"))(t)
-	c := got(harness.StartBareCluster(t.Context(), controlplane.Options{ControllerManager: true, Progress: os.Stderr}))(t)
+	image, version, ok := strings.Cut(ours, "-scorecard:v")
+	if !ok {
+		t.Fatalf("the image of our own tests is %s", ours)
+	}
+	operator := stage.Got(processnode.BuildProgram(programs, ".", version))(t)
+	custom := stage.Got(processnode.BuildProgram(programs, "./test/scorecard", version))(t)
+	official := stage.Got(processnode.Tool("scorecard-test"))(t)
+	c := stage.Start(t, processnode.Options{Images: map[string]processnode.Image{
+		image + ":v" + version: {Program: operator, Path: "/podconfigmap-controller", Env: processnode.Addresses},
+		ours:                   {Program: custom, Path: "/usr/local/bin/scorecard"},
+		standard:               {Program: official, Path: "/usr/local/bin/scorecard-test"},
+	}})
 	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	image, _, _ := strings.Cut(ours, "-scorecard:")
-	node := got(processnode.Start(t.Context(), c.Client, processnode.Options{Name: "node-1", Config: c.Config(), Images: map[string]processnode.Image{
-		image + ":v0.1.0": {Program: operator, Path: "/podconfigmap-controller", Env: processnode.Addresses},
-		ours:              {Program: custom, Path: "/usr/local/bin/scorecard"},
-		standard:          {Program: official, Path: "/usr/local/bin/scorecard-test"},
-	}}))(t)
-	t.Cleanup(func() {
-		if err := node.Stop(); err != nil {
-			t.Errorf("the node: %v", err)
-		}
 		if t.Failed() {
-			t.Logf("logs of the operator: %v", node.Logs(system))
+			t.Logf("logs of the operator: %v", c.Node.Logs(system))
 		}
 	})
-	return c, node
+	return c
 }
 
 // install applies config/default, and waits until the operator runs.
-func install(t *testing.T, root string, c *harness.Cluster) {
+func install(t *testing.T, c *stage.Cluster) {
 	t.Helper()
-	kustomize := exec.Command("go", "tool", "-modfile=hack/tools/go.mod", "kustomize", "build", "config/default")
-	kustomize.Dir = root
-	for documents := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader(got(kustomize.Output())(t)), 4096); ; {
-		object := &unstructured.Unstructured{}
-		err := documents.Decode(object)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		must(t, err)
-		must(t, c.Client.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(object), client.FieldOwner("kubectl")))
+	for _, object := range stage.Got(helm.Kustomize(t.Context(), "config/default"))(t) {
+		stage.Must(t, c.Client.Apply(t.Context(), client.ApplyConfigurationFromUnstructured(object), client.FieldOwner("kubectl")))
 	}
 	rules := []rbacv1.PolicyRule{
 		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"create", "patch", "delete"}},
@@ -189,23 +152,25 @@ func install(t *testing.T, root string, c *harness.Cluster) {
 		{APIGroups: []string{"podconfig.example.com"}, Resources: []string{"podconfigmapconfigs"}, Verbs: []string{"create", "delete"}},
 	}
 	meta := metav1.ObjectMeta{Namespace: namespace, Name: account}
-	must(t, c.NewNamespace(t.Context(), namespace))
-	must(t, c.Client.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: meta}))
-	must(t, c.Client.Create(t.Context(), &rbacv1.Role{ObjectMeta: meta, Rules: rules}))
-	must(t, c.Client.Create(t.Context(), &rbacv1.RoleBinding{ObjectMeta: meta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: account},
+	stage.Must(t, c.NewNamespace(t.Context(), namespace))
+	stage.Must(t, c.Client.Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: meta}))
+	stage.Must(t, c.Client.Create(t.Context(), &rbacv1.Role{ObjectMeta: meta, Rules: rules}))
+	stage.Must(t, c.Client.Create(t.Context(), &rbacv1.RoleBinding{ObjectMeta: meta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: account},
 		Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: account}}}))
-	deployment := &appsv1.Deployment{}
-	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
-		err := c.Client.Get(ctx, client.ObjectKey{Namespace: system, Name: manager}, deployment)
-		return err == nil && deployment.Status.ReadyReplicas == 2, err
+	stage.Await(t, "the operator is ready", func() error {
+		deployment := &appsv1.Deployment{}
+		if err := c.Client.Get(t.Context(), client.ObjectKey{Namespace: system, Name: manager}, deployment); err != nil {
+			return err
+		}
+		if deployment.Status.ReadyReplicas != 2 {
+			return fmt.Errorf("the status is %+v", deployment.Status)
+		}
+		return nil
 	})
-	if err != nil {
-		t.Fatalf("waiting until the operator is ready: %v; status %+v", err, deployment.Status)
-	}
 }
 
 // run is the command that users run, with images of our own for all.
-func run(t *testing.T, c *harness.Cluster, sdk, bundle, image string, more ...string) (*v1alpha3.TestList, error) {
+func run(t *testing.T, c *stage.Cluster, sdk, bundle, image string, more ...string) (*v1alpha3.TestList, error) {
 	t.Helper()
 	args := append([]string{"scorecard", bundle, "--kubeconfig=" + c.Kubeconfig(), "--namespace=" + namespace, "--service-account=" + account,
 		"--untar-image=" + image, "--pod-security=restricted", "--wait-time=10m", "--output=json"}, more...)
@@ -225,15 +190,15 @@ func run(t *testing.T, c *harness.Cluster, sdk, bundle, image string, more ...st
 func worsen(t *testing.T, bundle string) string {
 	t.Helper()
 	folder := t.TempDir()
-	must(t, os.CopyFS(folder, os.DirFS(bundle)))
+	stage.Must(t, os.CopyFS(folder, os.DirFS(bundle)))
 	file := filepath.Join(folder, "manifests/podconfigmap-controller.clusterserviceversion.yaml")
 	csv := map[string]any{}
-	must(t, yaml.Unmarshal(got(os.ReadFile(file))(t), &csv))
+	stage.Must(t, yaml.Unmarshal(stage.Got(os.ReadFile(file))(t), &csv))
 	spec := csv["spec"].(map[string]any)
 	delete(spec, "relatedImages")
 	for _, owned := range spec["customresourcedefinitions"].(map[string]any)["owned"].([]any) {
 		delete(owned.(map[string]any), "resources")
 	}
-	must(t, os.WriteFile(file, got(yaml.Marshal(csv))(t), 0o644))
+	stage.Must(t, os.WriteFile(file, stage.Got(yaml.Marshal(csv))(t), 0o644))
 	return folder
 }
