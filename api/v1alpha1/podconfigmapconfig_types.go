@@ -14,6 +14,7 @@ import (
 // and filter their TCP and UDP traffic by port, with eBPF. Its name has at most
 // 63 characters, because the ConfigMaps carry it as a label's value.
 //
+// +operator-sdk:csv:customresourcedefinitions:displayName="Pod ConfigMap config",order=1,resources={{ConfigMap,v1,""},{Pod,v1,""},{Event,events.k8s.io/v1,""}}
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:path=podconfigmapconfigs,singular=podconfigmapconfig,shortName=pcmc,scope=Namespaced
@@ -57,6 +58,7 @@ type PodConfigMapConfigSpec struct {
 	// podSelector chooses pods by their labels, in the config's own namespace.
 	// Default: absent, which matches every pod of the namespace; so does an
 	// empty selector.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Pod selector",order=1,xDescriptors={"urn:alm:descriptor:com.tectonic.ui:selector:core:v1:Pod"}
 	// +optional
 	PodSelector *PodSelector `json:"podSelector,omitempty"`
 
@@ -64,6 +66,7 @@ type PodConfigMapConfigSpec struct {
 	// data key label_<key> of its ConfigMap, where / is written as _
 	// (label_app.kubernetes.io_name); a label that the pod lacks is left out.
 	// Default: none. At most 64 keys, each once.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Labels to include",order=2
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64
@@ -75,6 +78,7 @@ type PodConfigMapConfigSpec struct {
 	// becomes the data key annotation_<key> of its ConfigMap, where / is written
 	// as _; an annotation that the pod lacks is left out.
 	// Default: none. At most 64 keys, each once.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Annotations to include",order=3
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64
@@ -84,6 +88,7 @@ type PodConfigMapConfigSpec struct {
 	// ebpfConfig asks for eBPF features for the matching pods. They work where
 	// the operator runs with EBPF_ENABLED=true; elsewhere the condition EBPFReady
 	// says so. Default: none.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="eBPF",order=5
 	// +optional
 	EBPFConfig *EBPFConfig `json:"ebpfConfig,omitempty"`
 
@@ -95,6 +100,7 @@ type PodConfigMapConfigSpec struct {
 	// 253 letters, digits, '-', '_' or '.', do not start with label_, annotation_,
 	// ebpf_ or .. and are none of the built-in keys podName, namespace, nodeName,
 	// phase and pcmcName.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Data templates",order=4
 	// +optional
 	// +kubebuilder:validation:MaxProperties=64
 	// +kubebuilder:validation:XValidation:rule=`self.all(k, k.size() <= 253 && k.matches('^[-._a-zA-Z0-9]+$') && k != '.' && !k.startsWith('..'))`,message="a template's key is a ConfigMap's data key: 1 to 253 letters, digits, '-', '_' or '.', neither '.' alone nor starting with '..'; rename or remove the one that is not"
@@ -212,6 +218,7 @@ type EBPFConfig struct {
 // containers, from their first one.
 type SyscallMonitoring struct {
 	// enabled switches the counting on. Default: false.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Count system calls",order=6,xDescriptors={"urn:alm:descriptor:com.tectonic.ui:booleanSwitch"}
 	// +optional
 	// +kubebuilder:default=false
 	Enabled bool `json:"enabled,omitempty"`
@@ -219,6 +226,7 @@ type SyscallMonitoring struct {
 	// syscallNames are the system calls to count. Default: empty, which counts
 	// all. At most 512, each once. Where several configs match a pod, their
 	// names are united.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="System calls",order=7
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=512
@@ -226,6 +234,7 @@ type SyscallMonitoring struct {
 
 	// perPID also counts per process id, which makes one metric series per
 	// process and system call; use it for a short time. Default: false.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Count per process",order=8,xDescriptors={"urn:alm:descriptor:com.tectonic.ui:booleanSwitch","urn:alm:descriptor:com.tectonic.ui:advanced"}
 	// +optional
 	// +kubebuilder:default=false
 	PerPID bool `json:"perPID,omitempty"`
@@ -274,12 +283,14 @@ const (
 // +kubebuilder:validation:XValidation:rule=`!has(self.allowedPorts) || !has(self.blockedPorts) || self.allowedPorts.all(p, !(p in self.blockedPorts))`,message="a port stands in both allowedPorts and blockedPorts; keep it in one of them"
 type L4Firewall struct {
 	// enabled switches the firewall on. Default: false.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Firewall",order=9,xDescriptors={"urn:alm:descriptor:com.tectonic.ui:booleanSwitch"}
 	// +optional
 	// +kubebuilder:default=false
 	Enabled bool `json:"enabled,omitempty"`
 
 	// allowedPorts are destination ports that pass whatever defaultAction says.
 	// Default: none. At most 256, each once, from 1 to 65535.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Allowed ports",order=10
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=256
@@ -287,6 +298,7 @@ type L4Firewall struct {
 
 	// blockedPorts are destination ports that never pass.
 	// Default: none. At most 256, each once, from 1 to 65535.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Blocked ports",order=11
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=256
@@ -294,18 +306,21 @@ type L4Firewall struct {
 
 	// defaultAction is what happens to traffic to a port of neither list: allow
 	// or block. Default: allow.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Default action",order=12,xDescriptors={"urn:alm:descriptor:com.tectonic.ui:select:allow","urn:alm:descriptor:com.tectonic.ui:select:block"}
 	// +optional
 	// +kubebuilder:default=allow
 	DefaultAction FirewallAction `json:"defaultAction,omitempty"`
 
 	// mode is enforce, or audit, which lets all traffic pass and counts what
 	// would be blocked. Default: enforce.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Mode",order=13,xDescriptors={"urn:alm:descriptor:com.tectonic.ui:select:enforce","urn:alm:descriptor:com.tectonic.ui:select:audit"}
 	// +optional
 	// +kubebuilder:default=enforce
 	Mode FirewallMode `json:"mode,omitempty"`
 
 	// directions are the directions that are filtered, seen from the pod:
 	// ingress, egress or both. Default: [ingress], also where the list is empty.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Directions",order=14
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=2
@@ -318,12 +333,14 @@ type L4Firewall struct {
 // them says so, with the shortest interval.
 type MetricsExport struct {
 	// enabled switches the export on. Default: false.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Export metrics",order=15,xDescriptors={"urn:alm:descriptor:com.tectonic.ui:booleanSwitch"}
 	// +optional
 	// +kubebuilder:default=false
 	Enabled bool `json:"enabled,omitempty"`
 
 	// updateInterval is how long exported values may be old: a Go duration such
 	// as 30s, 500ms or 1m30s, above 0 and up to 1h. Default: 30s.
+	// +operator-sdk:csv:customresourcedefinitions:type=spec,displayName="Update interval",order=16,xDescriptors={"urn:alm:descriptor:com.tectonic.ui:text","urn:alm:descriptor:com.tectonic.ui:advanced"}
 	// +optional
 	// +kubebuilder:default="30s"
 	// +kubebuilder:validation:MaxLength=64
@@ -336,33 +353,39 @@ type PodConfigMapConfigStatus struct {
 	// observedGeneration is the newest metadata.generation that every matching
 	// pod is done with: its ConfigMap reflects it, or its failure is recorded in
 	// the conditions.
+	// +operator-sdk:csv:customresourcedefinitions:type=status,displayName="Observed generation",order=1,xDescriptors={"urn:alm:descriptor:text"}
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
 	// matchedPods is the number of pods that podSelector matches.
+	// +operator-sdk:csv:customresourcedefinitions:type=status,displayName="Matched pods",order=2,xDescriptors={"urn:alm:descriptor:com.tectonic.ui:podCount"}
 	// +optional
 	// +kubebuilder:default=0
 	MatchedPods int32 `json:"matchedPods"`
 
 	// syncedConfigMaps is the number of ConfigMaps that reflect the config and
 	// their pod.
+	// +operator-sdk:csv:customresourcedefinitions:type=status,displayName="Synced ConfigMaps",order=3,xDescriptors={"urn:alm:descriptor:text"}
 	// +optional
 	// +kubebuilder:default=0
 	SyncedConfigMaps int32 `json:"syncedConfigMaps"`
 
 	// failedConfigMaps is the number of matching pods whose ConfigMap could not
 	// be written; the condition ConfigMapsSynced says why.
+	// +operator-sdk:csv:customresourcedefinitions:type=status,displayName="Failed ConfigMaps",order=4,xDescriptors={"urn:alm:descriptor:text"}
 	// +optional
 	// +kubebuilder:default=0
 	FailedConfigMaps int32 `json:"failedConfigMaps"`
 
 	// ebpf counts the matching pods by what became of their eBPF features. It is
 	// absent where the config asks for none.
+	// +operator-sdk:csv:customresourcedefinitions:type=status,displayName="eBPF",order=5
 	// +optional
 	EBPF *EBPFStatus `json:"ebpf,omitempty"`
 
 	// conditions are Ready (all of the others are True or not asked for),
 	// ConfigMapsSynced and EBPFReady.
+	// +operator-sdk:csv:customresourcedefinitions:type=status,displayName="Conditions",order=9,xDescriptors={"urn:alm:descriptor:io.kubernetes.conditions"}
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -372,18 +395,21 @@ type PodConfigMapConfigStatus struct {
 // EBPFStatus counts pods by what became of their eBPF features.
 type EBPFStatus struct {
 	// attachedPods is the number of pods whose features are at work.
+	// +operator-sdk:csv:customresourcedefinitions:type=status,displayName="Pods served by eBPF",order=6,xDescriptors={"urn:alm:descriptor:text"}
 	// +optional
 	// +kubebuilder:default=0
 	AttachedPods int32 `json:"attachedPods"`
 
 	// failedPods is the number of pods whose node could not attach what it
 	// should support.
+	// +operator-sdk:csv:customresourcedefinitions:type=status,displayName="Pods that eBPF could not serve",order=7,xDescriptors={"urn:alm:descriptor:text"}
 	// +optional
 	// +kubebuilder:default=0
 	FailedPods int32 `json:"failedPods"`
 
 	// unsupportedPods is the number of pods whose node cannot serve a feature
 	// that the config asks for.
+	// +operator-sdk:csv:customresourcedefinitions:type=status,displayName="Pods on nodes without support",order=8,xDescriptors={"urn:alm:descriptor:text"}
 	// +optional
 	// +kubebuilder:default=0
 	UnsupportedPods int32 `json:"unsupportedPods"`
