@@ -20,6 +20,18 @@ import (
 const (
 	Scheduler = "kube-scheduler"
 	Kubelet   = "kubelet"
+	Proxy     = "kube-proxy"
+)
+
+// Programs that BuildRuntime makes.
+const (
+	Containerd = "containerd"
+	Shim       = "containerd-shim-runc-v2"
+	Ctr        = "ctr"
+	Runc       = "runc"
+	PTP        = "ptp"
+	Loopback   = "loopback"
+	HostLocal  = "host-local"
 )
 
 const (
@@ -29,6 +41,9 @@ const (
 
 	etcdModule       = "go.etcd.io/etcd/server/v3"
 	kubernetesModule = "k8s.io/kubernetes"
+	containerdModule = "github.com/containerd/containerd/v2"
+	runcModule       = "github.com/opencontainers/runc"
+	pluginsModule    = "github.com/containernetworking/plugins"
 )
 
 // program says how one program is built.
@@ -37,18 +52,40 @@ type program struct {
 	folder string // below the root of the repository
 	pkg    string
 	usual  string // time of a build on two cores with an empty build cache
+	tags   string
+	// needs names what a build with a C compiler takes beyond Go; empty: nothing,
+	// and no C.
+	needs string
 }
 
 var programs = map[string]program{
-	etcd:              {etcdModule, "hack/etcd", etcdModule, "about 2 minutes"},
+	etcd:              {module: etcdModule, folder: "hack/etcd", pkg: etcdModule, usual: "about 2 minutes"},
 	apiServer:         kubernetesProgram(apiServer, "4 to 9 minutes"),
 	controllerManager: kubernetesProgram(controllerManager, "about a minute after kube-apiserver"),
 	Scheduler:         kubernetesProgram(Scheduler, "half a minute after kube-apiserver"),
 	Kubelet:           kubernetesProgram(Kubelet, "about a minute after kube-apiserver"),
+	Proxy:             kubernetesProgram(Proxy, "half a minute after kube-apiserver"),
+	Containerd:        containerdProgram(Containerd, "about 2 minutes"),
+	Shim:              containerdProgram(Shim, "half a minute after containerd"),
+	Ctr:               containerdProgram(Ctr, "half a minute after containerd"),
+	Runc: {module: runcModule, folder: "hack/runc", pkg: runcModule, usual: "half a minute", tags: "seccomp,netgo,osusergo",
+		needs: "a C compiler, pkg-config and libseccomp's static library (Debian: apt-get install gcc libc6-dev pkg-config libseccomp-dev)"},
+	PTP:       plugin("main", PTP),
+	Loopback:  plugin("main", Loopback),
+	HostLocal: plugin("ipam", HostLocal),
 }
 
 func kubernetesProgram(name, usual string) program {
-	return program{kubernetesModule, "hack/controlplane", kubernetesModule + "/cmd/" + name, usual}
+	return program{module: kubernetesModule, folder: "hack/controlplane", pkg: kubernetesModule + "/cmd/" + name, usual: usual}
+}
+
+func containerdProgram(name, usual string) program {
+	return program{module: containerdModule, folder: "hack/containerd", pkg: containerdModule + "/cmd/" + name, usual: usual,
+		tags: "no_btrfs,no_devmapper,no_zfs"}
+}
+
+func plugin(kind, name string) program {
+	return program{module: pluginsModule, folder: "hack/cni", pkg: pluginsModule + "/plugins/" + kind + "/" + name, usual: "a quarter of a minute"}
 }
 
 // Build returns the folder that holds etcd, kube-apiserver and
@@ -60,11 +97,25 @@ func kubernetesProgram(name, usual string) program {
 //
 // The working folder must be in the repository.
 func Build(ctx context.Context, progress io.Writer, extra ...string) (string, error) {
-	b, err := newBuilder(progress)
+	b, err := newBuilder(progress, "controlplane", pin{"kubernetes", apiServer}, pin{"etcd", etcd})
 	if err != nil {
 		return "", err
 	}
-	names := append([]string{etcd, apiServer, controllerManager}, extra...)
+	return b.all(ctx, append([]string{etcd, apiServer, controllerManager}, extra...))
+}
+
+// BuildRuntime does the same for the programs that a kubelet runs containers by:
+// containerd with its shim and ctr, runc, and plugins for the pods' network. They
+// are pinned in hack/containerd, hack/runc and hack/cni.
+func BuildRuntime(ctx context.Context, progress io.Writer) (string, error) {
+	b, err := newBuilder(progress, "runtime", pin{"containerd", Containerd}, pin{"runc", Runc}, pin{"cni", PTP})
+	if err != nil {
+		return "", err
+	}
+	return b.all(ctx, []string{Containerd, Shim, Ctr, Runc, PTP, Loopback, HostLocal})
+}
+
+func (b *builder) all(ctx context.Context, names []string) (string, error) {
 	missing, err := b.missing(names)
 	if err != nil || len(missing) == 0 {
 		return b.out, err
@@ -88,13 +139,17 @@ func Build(ctx context.Context, progress io.Writer, extra ...string) (string, er
 
 // builder builds programs of one set of versions.
 type builder struct {
-	root       string // of the repository
-	out        string
-	kubernetes string // version
-	progress   io.Writer
+	root     string // of the repository
+	out      string
+	progress io.Writer
 }
 
-func newBuilder(progress io.Writer) (*builder, error) {
+// pin is a part of a folder's name: a label, and the program whose version
+// follows it.
+type pin struct{ label, program string }
+
+// newBuilder makes the folder for programs of a kind and of pinned versions.
+func newBuilder(progress io.Writer, kind string, pins ...pin) (*builder, error) {
 	if progress == nil {
 		progress = io.Discard
 	}
@@ -102,23 +157,23 @@ func newBuilder(progress io.Writer) (*builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	etcdVersion, err := pinnedVersion(root, programs[etcd])
-	if err != nil {
-		return nil, err
-	}
-	kubernetes, err := pinnedVersion(root, programs[apiServer])
-	if err != nil {
-		return nil, err
+	var versions []string
+	for _, p := range pins {
+		version, err := pinnedVersion(root, programs[p.program])
+		if err != nil {
+			return nil, err
+		}
+		versions = append(versions, p.label+"-"+version)
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return nil, fmt.Errorf("finding the cache folder: %w", err)
 	}
-	out := filepath.Join(cache, "podconfigmap-controller", "controlplane", "kubernetes-"+kubernetes+"-etcd-"+etcdVersion)
+	out := filepath.Join(cache, "podconfigmap-controller", kind, strings.Join(versions, "-"))
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return nil, fmt.Errorf("making the folder of programs: %w", err)
 	}
-	return &builder{root: root, out: out, kubernetes: kubernetes, progress: progress}, nil
+	return &builder{root: root, out: out, progress: progress}, nil
 }
 
 // repositoryRoot looks upwards from the working folder: tests run in the
@@ -217,10 +272,18 @@ func (b *builder) build(ctx context.Context, name string) error {
 	began := time.Now()
 	stop := b.ticker("building " + name)
 	defer stop()
+	version, err := pinnedVersion(b.root, p)
+	if err != nil {
+		return err
+	}
 	temporary := filepath.Join(b.out, ".building-"+name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", linkFlags(p, b.kubernetes), "-o", temporary, p.pkg)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", p.tags, "-ldflags", linkFlags(p, version), "-o", temporary, p.pkg)
 	cmd.Dir = filepath.Join(b.root, p.folder)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	cgo := "CGO_ENABLED=0"
+	if p.needs != "" {
+		cgo = "CGO_ENABLED=1"
+	}
+	cmd.Env = append(os.Environ(), cgo, "GOWORK=off")
 	// An interrupted go removes its work folder; a killed one does not.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
@@ -229,12 +292,11 @@ func (b *builder) build(ctx context.Context, name string) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var said strings.Builder
 	cmd.Stdout, cmd.Stderr = &said, &said
-	err := onLastingThread(cmd.Start)
-	if err == nil {
+	if err = onLastingThread(cmd.Start); err == nil {
 		err = cmd.Wait()
 	}
 	if err != nil {
-		return fmt.Errorf("%w\n%s", errors.Join(err, ctx.Err()), lastLines(said.String(), shownLines))
+		return fmt.Errorf("%w\n%s%s", errors.Join(err, ctx.Err()), lastLines(said.String(), shownLines), p.remedy())
 	}
 	if err := os.Rename(temporary, filepath.Join(b.out, name)); err != nil {
 		return err
@@ -243,11 +305,26 @@ func (b *builder) build(ctx context.Context, name string) error {
 	return nil
 }
 
-// linkFlags leaves out debug information and, for programs of Kubernetes, sets
-// the version they report: a build from a module knows none, and reports 0.0.0.
+// remedy ends the error of a build that needs more than Go.
+func (p program) remedy() string {
+	if p.needs == "" {
+		return ""
+	}
+	return "\nit needs " + p.needs
+}
+
+// linkFlags leaves out debug information, links what has C in it statically and
+// sets the version that programs of Kubernetes and containerd report: a build from a
+// module knows none, and reports 0.0.0.
 func linkFlags(p program, version string) string {
 	flags := "-s -w"
-	if p.module != kubernetesModule {
+	switch p.module {
+	case kubernetesModule:
+	case containerdModule:
+		return flags + " -X " + containerdModule + "/version.Version=" + version
+	case runcModule:
+		return flags + " -linkmode=external -extldflags=-static"
+	default:
 		return flags
 	}
 	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")

@@ -51,6 +51,22 @@ func TestLinkFlags(t *testing.T) {
 	if flags := linkFlags(programs[etcd], "v3.6.16"); flags != "-s -w" {
 		t.Errorf("linkFlags of etcd = %q", flags)
 	}
+	if flags := linkFlags(programs[Containerd], "v2.4.2"); !strings.HasSuffix(flags, "/v2/version.Version=v2.4.2") {
+		t.Errorf("linkFlags of containerd = %q", flags)
+	}
+	if flags := linkFlags(programs[Runc], "v1.5.2"); !strings.Contains(flags, "-static") {
+		t.Errorf("linkFlags of runc = %q", flags)
+	}
+}
+
+// A failed build with C in it has to say what may be missing.
+func TestRemedy(t *testing.T) {
+	if r := programs[Runc].remedy(); !strings.Contains(r, "apt-get install") {
+		t.Errorf("remedy of runc: %q", r)
+	}
+	if r := programs[etcd].remedy(); r != "" {
+		t.Errorf("remedy of etcd: %q", r)
+	}
 }
 
 func TestUnknownProgram(t *testing.T) {

@@ -3,6 +3,7 @@
 // Command cmd builds the local control plane, or runs it until interrupted:
 //
 //	go run ./test/controlplane/cmd build [PROGRAM…]
+//	go run ./test/controlplane/cmd build-runtime
 //	go run ./test/controlplane/cmd up [-dir DIR] [-- API-SERVER-FLAGS]
 package main
 
@@ -18,7 +19,8 @@ import (
 )
 
 const usage = `usage:
-  build [PROGRAM...]               build what is missing; PROGRAM: kube-scheduler, kubelet
+  build [PROGRAM...]               build what is missing; PROGRAM: kube-scheduler, kubelet, kube-proxy
+  build-runtime                    the same for containerd, runc and network plugins
   up [-dir DIR] [-- APISERVER-FLAGS]  run a control plane until interrupted
 `
 
@@ -37,7 +39,9 @@ func run(ctx context.Context, args []string) error {
 	}
 	switch args[0] {
 	case "build":
-		return build(ctx, args[1:])
+		return build(func() (string, error) { return controlplane.Build(ctx, os.Stderr, args[1:]...) })
+	case "build-runtime":
+		return build(func() (string, error) { return controlplane.BuildRuntime(ctx, os.Stderr) })
 	case "up":
 		return up(ctx, args[1:])
 	}
@@ -46,8 +50,8 @@ func run(ctx context.Context, args []string) error {
 
 // build prints the folder of the programs on standard output, and all else on
 // standard error.
-func build(ctx context.Context, programs []string) error {
-	folder, err := controlplane.Build(ctx, os.Stderr, programs...)
+func build(programs func() (string, error)) error {
+	folder, err := programs()
 	if err != nil {
 		return err
 	}
