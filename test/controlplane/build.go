@@ -65,7 +65,7 @@ var programs = map[string]program{
 	Scheduler:         kubernetesProgram(Scheduler, "half a minute after kube-apiserver"),
 	Kubelet:           kubernetesProgram(Kubelet, "about a minute after kube-apiserver"),
 	Proxy:             kubernetesProgram(Proxy, "half a minute after kube-apiserver"),
-	Containerd:        containerdProgram(Containerd, "about 2 minutes"),
+	Containerd:        containerdProgram(Containerd, "about 3 minutes"),
 	Shim:              containerdProgram(Shim, "half a minute after containerd"),
 	Ctr:               containerdProgram(Ctr, "half a minute after containerd"),
 	Runc: {module: runcModule, folder: "hack/runc", pkg: runcModule, usual: "half a minute", tags: "seccomp,netgo,osusergo",

@@ -1,0 +1,29 @@
+# A cluster of real nodes on this machine (test/cluster, docs/testing.md).
+# As root. Debian: gcc libc6-dev pkg-config libseccomp-dev, for runc; nftables.
+
+## Real nodes
+
+# How many nodes `make cluster` has.
+NODES ?= 3
+
+cluster_images = build/cluster/images
+# One platform is enough here. The layout and tar of `make image` stay as they are.
+operator_image = $(CURDIR)/$(cluster_images)/$(image_name).tar
+
+.PHONY: cluster-programs
+cluster-programs: ## Build kubelet, containerd, runc and the rest of a node (once; 10 to 20 minutes on two cores).
+	@go run ./test/controlplane/cmd build kube-scheduler kubelet kube-proxy
+	@go run ./test/controlplane/cmd build-runtime
+
+.PHONY: cluster-image
+cluster-image: bin/image
+	@$(MAKE) --no-print-directory image images=$(cluster_images) IMAGE_PLATFORMS=linux/$$(go env GOARCH)
+
+.PHONY: cluster
+cluster: cluster-programs cluster-image ## Run a cluster of real nodes, with the operator's image, until Ctrl-C (NODES=).
+	@go build -o bin/cluster ./test/cluster/cmd
+	@exec bin/cluster -nodes $(NODES) -image $(operator_image)
+
+.PHONY: test-cluster
+test-cluster: cluster-programs bin/image ## Test the cluster itself.
+	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/cluster/...
