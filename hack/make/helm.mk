@@ -26,6 +26,14 @@ ifneq ($(filter manifests verify,$(MAKECMDGOALS)),)
 chart dist/install.yaml: config-manifests
 endif
 
+# The Prometheus operator's CRDs, out of its module, whose version is pinned like a
+# tool's.
+prometheus_operator = github.com/prometheus-operator/prometheus-operator
+build/prometheus-operator: hack/tools/prometheus-operator/go.mod
+	@rm -rf $@ && mkdir -p $@
+	@folder=$$(go -C $(<D) mod download -json $(prometheus_operator) | sed -n 's/^.*"Dir": "\(.*\)".*$$/\1/p'); \
+		install -m 644 "$$folder"/example/prometheus-operator-crd/monitoring.coreos.com_{servicemonitors,prometheusrules}.yaml $@
+
 .PHONY: test-helm
-test-helm: controlplane bin/helm bin/helm3 ## Test the chart with Helm 4 and 3 on a real control plane.
+test-helm: controlplane bin/helm bin/helm3 build/prometheus-operator ## Test the chart with Helm 4 and 3 on a real control plane (as root).
 	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./hack/chart ./test/shipping/helm/... ./test/shipping/agreement/...

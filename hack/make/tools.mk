@@ -8,7 +8,7 @@
 # Build tags, by the tool's name.
 TAGS_operator-sdk = containers_image_openpgp
 
-BIG_TOOLS = $(filter-out golangci-lint kubectl,$(patsubst hack/tools/%/go.mod,%,$(wildcard hack/tools/*/go.mod)))
+BIG_TOOLS = $(filter-out golangci-lint kubectl prometheus-operator,$(patsubst hack/tools/%/go.mod,%,$(wildcard hack/tools/*/go.mod)))
 
 # Without a "tool" line the program is the folder's own.
 package_of = $(if $(wildcard hack/tools/$(1)/main.go),.,tool)

@@ -6,11 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,11 +28,12 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
-	"github.com/podconfigmap/podconfigmap-controller/test/shipping/podrunner"
+	"github.com/podconfigmap/podconfigmap-controller/test/shipping/processnode"
 )
 
 const (
@@ -38,18 +42,27 @@ const (
 	agent    = "podconfigmap-controller-agent"
 	crd      = "podconfigmapconfigs.podconfig.example.com"
 	newField = "configMapDataTemplate"
+	// lastVersion is that of the chart before this one.
+	lastVersion = "0.0.1"
 	// patience is many times what anything here takes on a quiet machine.
 	patience = 3 * time.Minute
 )
 
-var cluster *harness.Cluster
+var (
+	cluster *harness.Cluster
+	node    *processnode.Node
+	// still are the namespaces whose pods are not started.
+	still sync.Map
+)
 
 func TestMain(m *testing.M) {
 	code := 1
-	var err error
-	if cluster, err = harness.StartBareCluster(context.Background(), controlplane.Options{ControllerManager: true, Progress: os.Stderr}); err == nil {
-		code = m.Run()
-		err = errors.Join(cluster.Stop(), harness.RemoveBinary())
+	programs, err := os.MkdirTemp("", "programs-")
+	if err == nil {
+		if code, err = runOn(m, programs); err != nil {
+			code = 1
+		}
+		err = errors.Join(err, os.RemoveAll(programs))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -58,16 +71,44 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// runOn runs the tests with a cluster whose node has the operator's image in both
+// versions. Node agents are not started: they would change this machine's kernel.
+func runOn(m *testing.M, programs string) (code int, err error) {
+	operator, err := processnode.BuildProgram(programs, ".", version)
+	if err != nil {
+		return 1, err
+	}
+	if cluster, err = harness.StartBareCluster(context.Background(), controlplane.Options{ControllerManager: true, Progress: os.Stderr}); err != nil {
+		return 1, err
+	}
+	images := map[string]processnode.Image{}
+	for _, tag := range []string{version, lastVersion} {
+		images["ghcr.io/podconfigmap/podconfigmap-controller:v"+tag] = processnode.Image{
+			Program: operator, Path: "/podconfigmap-controller", Env: processnode.Addresses}
+	}
+	node, err = processnode.Start(context.Background(), cluster.Client, processnode.Options{
+		Name: "node-1", Config: cluster.Config(), Images: images,
+		Hold: func(p *corev1.Pod) bool {
+			_, held := still.Load(p.Namespace)
+			return held || p.Labels["app.kubernetes.io/component"] == "agent"
+		},
+	})
+	if err == nil {
+		code = m.Run()
+		err = node.Stop()
+	}
+	return code, errors.Join(err, cluster.Stop())
+}
+
 // installation is a release in a namespace of its own.
 type installation struct {
 	*testing.T
 	helm      *Helm
 	chart     string
 	namespace string
-	runner    *podrunner.Runner
 }
 
-// installationOf begins without a release. Its pods run.
+// installationOf begins without a release.
 func installationOf(t *testing.T, name, namespace string) *installation {
 	t.Helper()
 	h, err := New(name, t.TempDir(), cluster.Kubeconfig())
@@ -78,20 +119,12 @@ func installationOf(t *testing.T, name, namespace string) *installation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &installation{T: t, helm: h, chart: chart, namespace: namespace}
-	if i.runner, err = podrunner.Start(context.Background(), cluster, namespace); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		logs := i.runner.Logs()
-		if err := i.runner.Stop(); err != nil {
-			t.Error(err)
-		}
 		if t.Failed() {
-			t.Logf("the pods' logs:\n%s", logs)
+			t.Logf("the pods' logs: %v", node.Logs(namespace))
 		}
 	})
-	return i
+	return &installation{T: t, helm: h, chart: chart, namespace: namespace}
 }
 
 // run runs Helm in the namespace; waiting commands get the patience of tests.
@@ -166,7 +199,7 @@ func previous(t *testing.T, chart string) string {
 			t.Fatal(err)
 		}
 	}
-	edit("Chart.yaml", func(s string) string { return strings.ReplaceAll(s, "0.1.0", "0.0.9") })
+	edit("Chart.yaml", func(s string) string { return strings.ReplaceAll(s, version, lastVersion) })
 	edit("templates/customresourcedefinition-podconfigmapconfigs.yaml", withoutField)
 	return folder
 }
@@ -218,7 +251,7 @@ func (i *installation) image(want string) {
 	if !i.there(i.namespace, manager, deployment) {
 		i.Fatal("the Deployment is not there")
 	}
-	if got := deployment.Spec.Template.Spec.Containers[0].Image; got != "ghcr.io/podconfigmap/podconfigmap-controller:"+want {
+	if got := deployment.Spec.Template.Spec.Containers[0].Image; got != "ghcr.io/podconfigmap/podconfigmap-controller:v"+want {
 		i.Errorf("the image is %s, not %s", got, want)
 	}
 }
@@ -273,7 +306,7 @@ func life(i *installation, next string) {
 	i.Log("install")
 	i.deploy("install", older)
 	i.hasField(false)
-	i.image("v0.0.9")
+	i.image(lastVersion)
 	i.config(garden)
 	before := i.works(garden, "rose", "red")
 
@@ -287,7 +320,7 @@ func life(i *installation, next string) {
 	}
 	i.deploy("upgrade", i.chart)
 	i.hasField(true)
-	i.image("v0.1.0")
+	i.image(version)
 	i.uses(garden)
 	i.works(garden, "rose", "white")
 
@@ -301,7 +334,7 @@ func life(i *installation, next string) {
 	i.Log("rollback to the first revision")
 	i.run("rollback", release, "1", "--wait", "--timeout", patience.String())
 	i.hasField(false)
-	i.image("v0.0.9")
+	i.image(lastVersion)
 	i.works(garden, "rose", "pink")
 
 	i.Log("uninstall, with the flag on")
@@ -353,7 +386,7 @@ func (i *installation) flag() {
 		i.Errorf("the DaemonSet's owners are %+v", owners)
 	}
 	spec := &set.Spec.Template.Spec
-	if spec.NodeSelector["pool"] != "apps" || len(spec.Tolerations) != 0 || spec.Containers[0].Image != "ghcr.io/podconfigmap/podconfigmap-controller:v0.1.0" {
+	if spec.NodeSelector["pool"] != "apps" || len(spec.Tolerations) != 0 || spec.Containers[0].Image != "ghcr.io/podconfigmap/podconfigmap-controller:v"+version {
 		i.Errorf("the agents are %+v", spec)
 	}
 	if !i.there(i.namespace, spec.ServiceAccountName, &corev1.ServiceAccount{}) {
@@ -444,9 +477,9 @@ func TestCRDsAreTakenOver(t *testing.T) {
 	}
 }
 
-// Two installations, each with the rights on its own namespaces only.
+// Two installations, one by each Helm, with the rights on their own namespaces only.
 func TestWatchedNamespaces(t *testing.T) {
-	first, second := installationOf(t, "helm", "first"), installationOf(t, "helm", "second")
+	first, second := installationOf(t, "helm", "first"), installationOf(t, "helm3", "second")
 	for _, garden := range []string{"front", "back", "wild"} {
 		first.garden(garden)
 	}
@@ -496,59 +529,173 @@ func allowed(t *testing.T, account, verb, resource, namespace string) bool {
 	return review.Status.Allowed
 }
 
+// otherwise are the values that Helm 3, which works out patches itself, brings to the
+// cluster in another way than Helm 4, which applies objects on the server: items that
+// come into lists and go again, maps in maps, one field in another's place, objects of
+// kinds that only a CRD knows, and objects that go. Any other value is one field of an
+// object that is there, as some of these are, too.
+var otherwise = []string{
+	"affinity", "crds.enabled", "extraEnv", "fullnameOverride", "image.pullSecrets", "leaderElection.enabled", "networkPolicy.egress",
+	"networkPolicy.metricsFrom", "podDisruptionBudget.minAvailable", "podLabels", "prometheusRule.labels", "resources",
+	"serviceAccount.create", "serviceMonitor.interval", "serviceMonitor.labels", "tolerations", "watchNamespaces",
+}
+
 // Every value of the chart changes what it should in the cluster, and goes back.
 func TestEveryValueInTheCluster(t *testing.T) {
-	i := installationOf(t, "helm", "values")
-	// These managers have nothing to do, and would only be started anew each time.
-	if err := i.runner.Stop(); err != nil {
-		t.Fatal(err)
-	}
 	monitoring(t)
-	i.run("install", release, i.chart, "--create-namespace")
-	for path, c := range changes {
-		t.Run(path, func(t *testing.T) {
-			i := *i
-			i.T = t
-			i.run(append([]string{"upgrade", release, i.chart, "--reset-values"}, set(c.all(path, c.to))...)...)
-			object := i.read(c.object)
-			switch {
-			case path == "crds.enabled":
-				if object == nil {
-					t.Error("the CRD did not stay")
-				}
-			case c.at == "":
-				if object != nil {
-					t.Errorf("%s is still there", c.object)
-				}
-			case object == nil:
-				t.Errorf("there is no %s", c.object)
-			default:
-				if wrong := differs(object.Object, c.at, c.want); wrong != "" {
-					t.Errorf("%s: %s", c.object, wrong)
+	for name, paths := range map[string][]string{"helm": slices.Sorted(maps.Keys(changes)), "helm3": otherwise} {
+		t.Run(name, func(t *testing.T) {
+			i := installationOf(t, name, "values-"+name)
+			// These managers have nothing to do, and would only be started anew each time.
+			still.Store(i.namespace, true)
+			i.run("install", release, i.chart, "--create-namespace")
+			before := i.specs()
+			for _, path := range paths {
+				t.Run(path, func(t *testing.T) {
+					i := *i
+					i.T = t
+					i.shows(path, changes[path])
+				})
+			}
+			i.monitors()
+			i.run("upgrade", release, i.chart, "--reset-values")
+			if after := i.specs(); !maps.Equal(before, after) {
+				t.Errorf("without any value again\n%v\nand at first\n%v", after, before)
+			}
+			for _, name := range []string{monitor, rules, dashboard, budget, policy, priority} {
+				if i.read(name) != nil {
+					t.Errorf("%s is still there", name)
 				}
 			}
+			i.leave()
 		})
 	}
-	i.run("upgrade", release, i.chart, "--reset-values")
-	defaults, err := i.helm.Render(t.Context(), i.chart, "--no-hooks")
+}
+
+// shows fails unless one value shows in the cluster as it should.
+func (i *installation) shows(path string, c change) {
+	i.Helper()
+	if path == "priorityClass.value" {
+		// The cluster lets it be another only for a PriorityClass that is made anew.
+		i.run("upgrade", release, i.chart, "--reset-values")
+	}
+	i.run(append([]string{"upgrade", release, i.chart, "--reset-values"}, set(c.all(path, c.to))...)...)
+	object := i.read(c.object)
+	switch {
+	case path == "crds.enabled":
+		if object == nil {
+			i.Error("the CRD did not stay")
+		}
+	case c.at == "":
+		if object != nil {
+			i.Errorf("%s is still there", c.object)
+		}
+	case object == nil:
+		i.Errorf("there is no %s", c.object)
+	default:
+		if wrong := differs(object.Object, c.at, c.want); wrong != "" {
+			i.Errorf("%s: %s", c.object, wrong)
+		}
+	}
+}
+
+// specs are what the objects of the chart without any value are in the cluster, as
+// JSON: a Deployment's replicas, a role's rules and so on.
+func (i *installation) specs() map[string]string {
+	i.Helper()
+	defaults, err := i.helm.Render(i.Context(), i.chart, "--no-hooks")
 	if err != nil {
-		t.Fatal(err)
+		i.Fatal(err)
 	}
+	specs := map[string]string{}
 	for _, want := range defaults {
-		if i.read(id(want)) == nil {
-			t.Errorf("without any value there is no %s", id(want))
+		object := i.read(id(want))
+		if object == nil {
+			i.Errorf("without any value there is no %s", id(want))
+			continue
+		}
+		for _, of := range []string{"metadata", "status"} {
+			delete(object.Object, of)
+		}
+		// A Service that went and came again has another address.
+		for _, of := range []string{"clusterIP", "clusterIPs"} {
+			unstructured.RemoveNestedField(object.Object, "spec", of)
+		}
+		text, err := object.MarshalJSON()
+		if err != nil {
+			i.Fatal(err)
+		}
+		specs[id(want)] = string(text)
+	}
+	return specs
+}
+
+// monitors fails unless the Prometheus operator's CRDs take its objects whole, and
+// refuse what they do not know.
+func (i *installation) monitors() {
+	i.Helper()
+	on := []string{"--set", "serviceMonitor.enabled=true,prometheusRule.enabled=true"}
+	i.run(append([]string{"upgrade", release, i.chart, "--reset-values"}, on...)...)
+	rendered, err := i.helm.Render(i.Context(), i.chart, append(on, "--no-hooks")...)
+	if err != nil {
+		i.Fatal(err)
+	}
+	compared := 0
+	for _, want := range rendered {
+		if kinds[want.GetKind()].Group != monitoringGroup {
+			continue
+		}
+		compared++
+		if got := i.read(id(want)); got == nil {
+			i.Errorf("there is no %s", id(want))
+		} else if lost := lacks(got.Object["spec"], want.Object["spec"], "spec"); lost != "" {
+			i.Errorf("%s in the cluster is another at %s", id(want), lost)
 		}
 	}
-	for _, name := range []string{monitor, rules, dashboard, budget, policy, priority} {
-		if i.read(name) != nil {
-			t.Errorf("%s is still there", name)
-		}
+	if compared != 3 {
+		i.Errorf("%d objects were compared, want 3", compared)
 	}
-	i.leave()
+	_, err = i.helm.Run(i.Context(), append([]string{"upgrade", release, i.chart, "--namespace", i.namespace, "--reset-values",
+		"--skip-schema-validation", "--set", "serviceMonitor.interval=soon"}, on...)...)
+	if err == nil || !strings.Contains(err.Error(), "interval") {
+		i.Errorf("a ServiceMonitor with a bad interval: %v", err)
+	}
+}
+
+const monitoringGroup = "monitoring.coreos.com"
+
+// lacks is the first path at which an object has not what is wanted; it may have more,
+// as a CRD has defaults.
+func lacks(got, want any, path string) string {
+	switch want := want.(type) {
+	case map[string]any:
+		has, _ := got.(map[string]any)
+		for key := range want {
+			if lost := lacks(has[key], want[key], path+"."+key); lost != "" {
+				return lost
+			}
+		}
+		return ""
+	case []any:
+		has, _ := got.([]any)
+		if len(has) != len(want) {
+			return path
+		}
+		for i := range want {
+			if lost := lacks(has[i], want[i], fmt.Sprintf("%s[%d]", path, i)); lost != "" {
+				return lost
+			}
+		}
+		return ""
+	}
+	if !reflect.DeepEqual(got, want) {
+		return path
+	}
+	return ""
 }
 
 var kinds = map[string]schema.GroupVersion{
-	"ServiceMonitor": {Group: "monitoring.coreos.com", Version: "v1"}, "PrometheusRule": {Group: "monitoring.coreos.com", Version: "v1"},
+	"ServiceMonitor": {Group: monitoringGroup, Version: "v1"}, "PrometheusRule": {Group: monitoringGroup, Version: "v1"},
 	"PodDisruptionBudget": {Group: "policy", Version: "v1"}, "NetworkPolicy": {Group: "networking.k8s.io", Version: "v1"},
 	"PriorityClass": {Group: "scheduling.k8s.io", Version: "v1"}, "Deployment": {Group: "apps", Version: "v1"},
 	"CustomResourceDefinition": {Group: "apiextensions.k8s.io", Version: "v1"},
@@ -576,20 +723,21 @@ func (i *installation) read(of string) *unstructured.Unstructured {
 	return o
 }
 
-// monitoring installs kinds of the Prometheus operator's, with a schema that
-// takes everything.
+// monitoring installs the CRDs of the Prometheus operator, as it ships them.
 func monitoring(t *testing.T) {
 	t.Helper()
-	preserve := true
-	for plural, kind := range map[string]string{"servicemonitors": "ServiceMonitor", "prometheusrules": "PrometheusRule"} {
-		object := &apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: plural + ".monitoring.coreos.com"}}
-		object.Spec = apiextensionsv1.CustomResourceDefinitionSpec{
-			Group: "monitoring.coreos.com", Scope: apiextensionsv1.NamespaceScoped,
-			Names: apiextensionsv1.CustomResourceDefinitionNames{Plural: plural, Singular: strings.ToLower(kind), Kind: kind, ListKind: kind + "List"},
-			Versions: []apiextensionsv1.CustomResourceDefinitionVersion{{
-				Name: "v1", Served: true, Storage: true,
-				Schema: &apiextensionsv1.CustomResourceValidation{OpenAPIV3Schema: &apiextensionsv1.JSONSchemaProps{Type: "object", XPreserveUnknownFields: &preserve}},
-			}},
+	root, err := harness.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, plural := range []string{"servicemonitors", "prometheusrules"} {
+		text, err := os.ReadFile(filepath.Join(root, "build/prometheus-operator", monitoringGroup+"_"+plural+".yaml"))
+		if err != nil {
+			t.Fatalf("%v; `make build/prometheus-operator` brings them", err)
+		}
+		object := &apiextensionsv1.CustomResourceDefinition{}
+		if err := yaml.UnmarshalStrict(text, object); err != nil {
+			t.Fatal(err)
 		}
 		if err := cluster.Client.Create(t.Context(), object); err != nil {
 			t.Fatal(err)
@@ -603,5 +751,25 @@ func monitoring(t *testing.T) {
 				return c.Type == apiextensionsv1.Established && c.Status == apiextensionsv1.ConditionTrue
 			})
 		}
+	}
+}
+
+// The chart's test fails where nobody answers, and leaves its pod to be looked at.
+func TestTheChartsTestFails(t *testing.T) {
+	for _, name := range programs {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it asks for a minute
+			i := installationOf(t, name, "mute-"+name)
+			i.run("install", release, i.chart, "--create-namespace", "--set", "replicas=0,crds.enabled=false,fullnameOverride=mute-"+name)
+			out, err := i.helm.Run(t.Context(), "test", release, "--namespace", i.namespace, "--logs", "--timeout", patience.String())
+			if err == nil || !strings.Contains(out, "no pod that is ready stands behind port 8080 of mute-"+name+"-metrics") {
+				t.Errorf("helm test: %v\n%s", err, out)
+			}
+			tested := &corev1.Pod{}
+			if !i.there(i.namespace, "mute-"+name+"-test", tested) || tested.Status.Phase != corev1.PodFailed {
+				t.Errorf("the test's pod is %q", tested.Status.Phase)
+			}
+			i.run("uninstall", release, "--wait", "--timeout", patience.String())
+		})
 	}
 }

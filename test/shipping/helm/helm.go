@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package helm tests the chart with the real Helm against a real control plane.
-// The managers of a release run as processes (see podrunner).
+// The pods of a release run as processes (see processnode).
 package helm
 
 import (

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
 const (
@@ -32,6 +34,15 @@ const (
 	env       = container + "env/"
 	digest    = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 )
+
+// version is the chart's.
+var version = func() string {
+	v, err := harness.Version()
+	if err != nil {
+		panic(err)
+	}
+	return v
+}()
 
 // change is what becomes of one value.
 type change struct {
@@ -61,7 +72,7 @@ var (
 var changes = map[string]change{
 	"fullnameOverride":       {to: `"other"`, object: "Service other-metrics", at: "spec/ports/0/port", want: `8080`, bad: []string{`"Upper"`, `1`, `"a-name-that-is-by-far-too-long-for-all-it-begins"`}},
 	"replicas":               {to: `3`, object: deployment, at: "spec/replicas", want: `3`, bad: []string{`-1`, `"two"`, `1.5`}},
-	"image.repository":       {to: `"example.com:5000/a/b"`, object: deployment, at: container + "image", want: `"example.com:5000/a/b:v0.1.0"`, bad: []string{`""`, `"A B"`}},
+	"image.repository":       {to: `"example.com:5000/a/b"`, object: deployment, at: container + "image", want: `"example.com:5000/a/b:v` + version + `"`, bad: []string{`""`, `"A B"`}},
 	"image.tag":              {to: `"v9"`, object: deployment, at: container + "image", want: `"ghcr.io/podconfigmap/podconfigmap-controller:v9"`, bad: []string{`"a b"`, `1`}},
 	"image.digest":           {to: `"` + digest + `"`, object: deployment, at: container + "image", want: `"ghcr.io/podconfigmap/podconfigmap-controller@` + digest + `"`, bad: []string{`"sha256:1"`}},
 	"image.pullPolicy":       {to: `"Always"`, object: deployment, at: container + "imagePullPolicy", want: `"Always"`, bad: []string{`"Sometimes"`}},
@@ -83,7 +94,7 @@ var changes = map[string]change{
 	"logging.format":                   {to: `"json"`, object: deployment, at: env + "LOG_FORMAT/value", want: `"json"`, bad: []string{`"xml"`}},
 
 	"ebpf.enabled":                 {to: `true`, object: deployment, at: env + "EBPF_ENABLED/value", want: `"true"`, bad: []string{`"true"`, `1`}},
-	"ebpf.agent.image.repository":  {to: `"example.com/a"`, with: on, object: deployment, at: env + "RELATED_IMAGE_AGENT/value", want: `"example.com/a:v0.1.0"`, bad: []string{`"A"`}},
+	"ebpf.agent.image.repository":  {to: `"example.com/a"`, with: on, object: deployment, at: env + "RELATED_IMAGE_AGENT/value", want: `"example.com/a:v` + version + `"`, bad: []string{`"A"`}},
 	"ebpf.agent.image.tag":         {to: `"v9"`, with: on, object: deployment, at: env + "RELATED_IMAGE_AGENT/value", want: `"ghcr.io/podconfigmap/podconfigmap-controller:v9"`, bad: []string{`"a b"`}},
 	"ebpf.agent.image.digest":      {to: `"` + digest + `"`, with: on, object: deployment, at: env + "RELATED_IMAGE_AGENT/value", want: `"ghcr.io/podconfigmap/podconfigmap-controller@` + digest + `"`, bad: []string{`"md5:1"`}},
 	"ebpf.agent.tolerations":       {to: `[{"key":"a","operator":"Exists"}]`, with: on, object: deployment, at: env + "AGENT_TOLERATIONS/value", want: `"[{\"key\":\"a\",\"operator\":\"Exists\"}]"`, bad: []string{`[{"keys":"a"}]`, `{}`, `[{"operator":"In"}]`}},
