@@ -47,7 +47,7 @@ operator_tests = ./test/agent ./test/faults ./test/rbac $$(go list ./test/... | 
 help: ## List the targets.
 	@awk 'BEGIN {FS = ":.*## "} \
 		/^## / {printf "\n%s\n", substr($$0, 4)} \
-		/^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+		/^[a-z][a-z0-9-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ## Try it
 

@@ -168,7 +168,7 @@ func parsed(t *testing.T, folder string) (files []*ast.File, constants map[strin
 
 var (
 	link       = regexp.MustCompile(`\]\(([^)#]+)[^)]*\)`)
-	makeTarget = regexp.MustCompile("(?m)(?:^|`)make ((?:[a-z-]+ ?)+)")
+	makeTarget = regexp.MustCompile("(?m)(?:^|`)make ((?:[a-z][a-z0-9-]* ?)+)")
 )
 
 func pages(t *testing.T) []string {

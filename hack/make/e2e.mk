@@ -1,4 +1,4 @@
-# A cluster of real nodes on this machine (test/cluster, docs/testing.md).
+# A real cluster on this machine (test/cluster), and what is tested there (docs/testing.md).
 # As root. Debian: gcc libc6-dev pkg-config libseccomp-dev, for runc; nftables.
 
 ## Real nodes
@@ -27,3 +27,8 @@ cluster: cluster-programs cluster-image ## Run a cluster of real nodes, with the
 .PHONY: test-cluster
 test-cluster: cluster-programs bin/image ## Test the cluster itself.
 	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/cluster/...
+
+# -v: it prints what it does, and how long that took.
+.PHONY: e2e
+e2e: cluster-programs cluster-image bin/helm ## Test the operator, by its chart and image, on real nodes (TEST_FLAGS='-run TestEBPF').
+	go test -v -count=1 -timeout=60m $(TEST_FLAGS) ./test/e2e

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/test/cluster"
+)
+
+const (
+	release = "podconfigmap-controller"
+	system  = "podconfigmap-controller-system"
+	manager = "podconfigmap-controller-controller-manager"
+	agents  = "podconfigmap-controller-agent"
+	// patience is many times what anything here takes on a quiet machine.
+	patience = 5 * time.Minute
+)
+
+// point is one of the things that are shown, as a test.
+type point struct {
+	*testing.T
+	*world
+}
+
+// step is a part of a point: it is told, with the time that it took. A step that
+// fails ends the point.
+func (p *point) step(name string, do func(*point)) {
+	p.Helper()
+	began := time.Now()
+	if !p.Run(name, func(t *testing.T) { do(&point{T: t, world: p.world}) }) {
+		say("%s FAILED after %s", name, time.Since(began).Round(100*time.Millisecond))
+		p.FailNow()
+	}
+	say("%s (%s)", name, time.Since(began).Round(100*time.Millisecond))
+}
+
+func (p *point) must(err error) {
+	p.Helper()
+	if err != nil {
+		p.Fatal(err)
+	}
+}
+
+// await polls until yes returns no error.
+func (p *point) await(what string, yes func() error) {
+	p.Helper()
+	end := time.Now().Add(patience)
+	for {
+		err := yes()
+		if err == nil {
+			return
+		}
+		if p.Context().Err() != nil || time.Now().After(end) {
+			p.Fatalf("waiting until %s: not within %s: %v", what, patience, err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// deploy installs the release, or upgrades it to just these values, and waits until
+// the managers are ready.
+func (p *point) deploy(values ...string) {
+	p.Helper()
+	args := []string{"upgrade", "--install", release, p.chart, "--namespace", system, "--create-namespace",
+		"--reset-values", "--wait", "--timeout", patience.String()}
+	_, err := p.helm.Run(p.Context(), append(args, values...)...)
+	p.must(err)
+}
+
+func (p *point) uninstall() {
+	p.Helper()
+	_, err := p.helm.Run(p.Context(), "uninstall", release, "--namespace", system, "--wait", "--timeout", patience.String())
+	p.must(err)
+}
+
+func (p *point) create(objects ...client.Object) {
+	p.Helper()
+	for _, o := range objects {
+		if err := p.client.Create(p.Context(), o); err != nil {
+			p.Fatalf("creating %T %s: %v", o, o.GetName(), err)
+		}
+	}
+}
+
+// namespace makes a namespace in which pods can be created, and deletes it at the end.
+func (p *point) namespace(name string) {
+	p.Helper()
+	p.create(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	p.await("namespace "+name+" has a ServiceAccount", func() error {
+		return p.get(name, "default", &corev1.ServiceAccount{})
+	})
+}
+
+// noNamespace deletes a namespace and waits until it is gone.
+func (p *point) noNamespace(name string) {
+	p.Helper()
+	p.must(p.client.Delete(p.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}))
+	p.await("namespace "+name+" is gone", func() error { return p.gone("", name, &corev1.Namespace{}) })
+}
+
+func (p *point) get(namespace, name string, o client.Object) error {
+	return p.client.Get(p.Context(), client.ObjectKey{Namespace: namespace, Name: name}, o)
+}
+
+// gone is nil when an object is not there.
+func (p *point) gone(namespace, name string, o client.Object) error {
+	err := p.get(namespace, name, o)
+	if err == nil {
+		return fmt.Errorf("%T %s is still there", o, name)
+	}
+	return client.IgnoreNotFound(err)
+}
+
+// patch changes an object by a merge patch.
+func (p *point) patch(o client.Object, text string) {
+	p.Helper()
+	if err := p.client.Patch(p.Context(), o, client.RawPatch("application/merge-patch+json", []byte(text))); err != nil {
+		p.Fatalf("changing %T %s: %v", o, o.GetName(), err)
+	}
+}
+
+func (p *point) pods(namespace string, labels client.MatchingLabels) []corev1.Pod {
+	p.Helper()
+	list := &corev1.PodList{}
+	p.must(p.client.List(p.Context(), list, client.InNamespace(namespace), labels))
+	return list.Items
+}
+
+// container runs the workload's program with these arguments.
+func container(name string, args ...string) corev1.Container {
+	return corev1.Container{Name: name, Image: cluster.WorkloadImage, Args: args}
+}
+
+// podSpec is of pods that end at once when asked to.
+func podSpec(containers ...corev1.Container) corev1.PodSpec {
+	second := int64(1)
+	return corev1.PodSpec{Containers: containers, TerminationGracePeriodSeconds: &second}
+}
+
+// ready is nil when a pod is.
+func ready(pod *corev1.Pod) error {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && pod.DeletionTimestamp == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("pod %s is not ready: %s, %+v", pod.Name, pod.Status.Phase, pod.Status.ContainerStatuses)
+}
+
+// configReady is nil when a config has done with its newest generation.
+func configReady(c *v1alpha1.PodConfigMapConfig) error {
+	if c.Status.ObservedGeneration != c.Generation {
+		return fmt.Errorf("config %s: generation %d observed of %d", c.Name, c.Status.ObservedGeneration, c.Generation)
+	}
+	if condition := meta.FindStatusCondition(c.Status.Conditions, v1alpha1.ConditionReady); condition == nil || condition.Status != metav1.ConditionTrue {
+		return fmt.Errorf("config %s is not ready: %+v", c.Name, condition)
+	}
+	return nil
+}
+
+func (p *point) awaitConfig(namespace, name string) {
+	p.Helper()
+	p.await("config "+name+" is ready", func() error {
+		config := &v1alpha1.PodConfigMapConfig{}
+		return errors.Join(p.get(namespace, name, config), configReady(config))
+	})
+}
+
+// rolledOut is nil when a Deployment's pods are all of its newest template.
+func (p *point) rolledOut(namespace, name string) error {
+	d := &appsv1.Deployment{}
+	if err := p.get(namespace, name, d); err != nil {
+		return err
+	}
+	s := d.Status
+	if s.ObservedGeneration != d.Generation || s.UpdatedReplicas != *d.Spec.Replicas || s.Replicas != s.UpdatedReplicas || s.AvailableReplicas != s.Replicas {
+		return fmt.Errorf("Deployment %s: %+v", name, s)
+	}
+	return nil
+}
+
+// errorLine begins a line of the operator's log that tells of an error (klog's format).
+var errorLine = regexp.MustCompile(`(?m)^E\d{4} .*$`)
+
+// lostLease is what a manager says last that could not renew its Lease in time. It is
+// meant to end then, and a machine that is busy enough brings it there.
+const lostLease = "leader election lost"
+
+// quietLogs fails unless, for a while at rest, neither managers nor agents log an
+// error, and none of them was ever restarted but after it lost its Lease.
+func (p *point) quietLogs() {
+	p.Helper()
+	const rest = 10 * time.Second
+	from := metav1.Now()
+	time.Sleep(rest)
+	pods := p.pods(system, nil)
+	if len(pods) == 0 {
+		p.Fatal("the operator has no pods")
+	}
+	for _, pod := range pods {
+		p.restarts(&pod)
+		text, err := p.Clients().CoreV1().Pods(system).GetLogs(pod.Name, &corev1.PodLogOptions{SinceTime: &from}).DoRaw(p.Context())
+		p.must(err)
+		for _, line := range errorLine.FindAllString(string(text), -1) {
+			p.Errorf("pod %s logs at rest: %s", pod.Name, line)
+		}
+	}
+}
+
+// restarts tells of a pod that was restarted, and fails where the reason is not known.
+func (p *point) restarts(pod *corev1.Pod) {
+	p.Helper()
+	for _, s := range pod.Status.ContainerStatuses {
+		if s.RestartCount == 0 {
+			continue
+		}
+		lines := int64(1)
+		text, err := p.Clients().CoreV1().Pods(system).GetLogs(pod.Name, &corev1.PodLogOptions{Previous: true, TailLines: &lines}).DoRaw(p.Context())
+		p.must(err)
+		if !strings.Contains(string(text), lostLease) {
+			p.Errorf("pod %s was restarted %d times, and said last: %s", pod.Name, s.RestartCount, text)
+		}
+		say("  pod %s was restarted %d times: %s", pod.Name, s.RestartCount, strings.TrimSpace(string(text)))
+	}
+}
+
+// dump adds the cluster's objects to the logs of a failure.
+func (w *world) dump(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	dir := filepath.Join(w.logs, "objects")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	var errs []error
+	for name, list := range map[string]client.ObjectList{
+		"nodes": &corev1.NodeList{}, "pods": &corev1.PodList{}, "events": &corev1.EventList{}, "configmaps": &corev1.ConfigMapList{},
+		"deployments": &appsv1.DeploymentList{}, "daemonsets": &appsv1.DaemonSetList{},
+		"podconfigmapconfigs": &v1alpha1.PodConfigMapConfigList{}, "ebpfnodes": &v1alpha1.EBPFNodeList{},
+	} {
+		err := w.client.List(ctx, list)
+		if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
+			continue // the chart is not installed
+		}
+		text, encoding := yaml.Marshal(list)
+		errs = append(errs, err, encoding, os.WriteFile(filepath.Join(dir, name+".yaml"), text, 0o644))
+	}
+	return errors.Join(errs...)
+}
