@@ -70,8 +70,12 @@ fmt: ## Format the Go code.
 vet: ## Run go vet.
 	go vet ./...
 
+# Modules of their own that hold programs of ours.
+own_modules = $(patsubst %/main.go,%,$(wildcard hack/tools/*/main.go))
+
 lint: ## Run the linters.
 	$(GOLANGCI_LINT) run
+	@for module in $(own_modules); do echo "linting $$module"; (cd $$module && $(GOLANGCI_LINT) run); done
 
 tools: ## Build and cache the tools ahead of their first use.
 	$(CONTROLLER_GEN) --version
