@@ -5,7 +5,8 @@ SHELL = /usr/bin/env bash
 .SHELLFLAGS = -euo pipefail -c
 .DEFAULT_GOAL = help
 
-# The release that this tree is, or becomes: bundle and chart carry it.
+# The release that this tree is, or becomes. It is written here only: `make manifests`
+# brings it to all that is generated (docs/release.md).
 VERSION ?= 0.1.0
 COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 # Where the images are published. Bundle and catalog have its name with "-bundle"
