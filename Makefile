@@ -22,9 +22,9 @@ FUZZTIME ?= 30s
 PACKETS ?= 1000000
 # More flags for `go test`, such as TEST_FLAGS='-run TestName'.
 TEST_FLAGS ?=
-# Those below test/shipping, test/cluster and test/e2e have targets of their own: they
+# Those below test/{cluster,e2e,scale,shipping} have targets of their own: they
 # need tools that take long to build.
-PACKAGES ?= $(slow_packages) $$(go list ./... | grep -vE '/test/(cluster|e2e|shipping)(/|$$)')
+PACKAGES ?= $(slow_packages) $$(go list ./... | grep -vE '/test/(cluster|e2e|scale|shipping)(/|$$)')
 # They take minutes: first, so that none runs alone at the end.
 slow_packages = ./test/agent ./test/faults ./test/rbac ./hack/run ./test/integration ./ebpf/l4firewall
 # How many packages are tested at a time. They wait more than they compute.
@@ -42,7 +42,7 @@ LDFLAGS = -s -w -X $(version_package).Version=$(VERSION) -X $(version_package).C
 # Packages that the race detector watches from inside; those below test/ run the
 # operator as a program, which RACE=true builds with the race detector.
 unit_packages = ./api/... ./controllers/... ./internal/...
-operator_tests = ./test/agent ./test/faults ./test/rbac $$(go list ./test/... | grep -vE '/test/(bench|cluster|controlplane|e2e|shipping)(/|$$)')
+operator_tests = ./test/agent ./test/faults ./test/rbac $$(go list ./test/... | grep -vE '/test/(bench|cluster|controlplane|e2e|scale|shipping)(/|$$)')
 
 .PHONY: help
 help: ## List the targets.

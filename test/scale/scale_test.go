@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package scale tests the operator with many pods that come and go: on a real
+// control plane whose nodes and pods kwok keeps, without kubelets.
+package scale
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
+	"github.com/podconfigmap/podconfigmap-controller/test/harness"
+)
+
+var (
+	pods       = flag.Int("scale.pods", 10_000, "number of pods")
+	namespaces = flag.Int("scale.namespaces", 50, "number of namespaces, with a config each")
+	nodes      = flag.Int("scale.nodes", 20, "number of nodes")
+	rate       = flag.Int("scale.rate", 100, "pods that are replaced each second of the churn")
+	churn      = flag.Duration("scale.churn", 2*time.Minute, "how long the churn lasts")
+)
+
+const (
+	// patience is how long a convergence may take.
+	patience = 20 * time.Minute
+	writers  = 32
+)
+
+func TestScale(t *testing.T) {
+	ctrllog.SetLogger(logr.Discard())
+	w := newWorld(t)
+	w.timed("nodes and pods that kwok runs", w.populate)
+	m, err := w.StartManager(nil)
+	w.must(err)
+	began := time.Now()
+	w.timed("ConfigMaps of all pods", func() { w.converge(m) })
+	w.figures(m, time.Since(began))
+
+	before := w.writes(m)
+	began = time.Now()
+	replaced := w.replace()
+	w.t.Logf("replaced %d pods in %s: %.0f per second", replaced, time.Since(began).Round(time.Second), float64(replaced)/time.Since(began).Seconds())
+	w.timed("convergence after the churn", func() { w.converge(m) })
+	w.t.Logf("the manager wrote %.0f ConfigMaps since the churn began, for %d new ones", w.writes(m)-before, replaced)
+	w.figures(m, time.Since(began))
+	w.must(m.Stop())
+	if lines := errorLines(m.Log()); len(lines) > 0 {
+		t.Errorf("the manager's log holds errors:\n%s", strings.Join(lines, "\n"))
+	}
+}
+
+// errorLines are those of klog's text format that begin with E.
+func errorLines(log string) []string {
+	var found []string
+	for line := range strings.SplitSeq(log, "\n") {
+		if len(line) > 5 && line[0] == 'E' && line[1] >= '0' && line[1] <= '9' {
+			found = append(found, line)
+		}
+	}
+	return found
+}
+
+// world is a control plane whose nodes are kwok's.
+type world struct {
+	*harness.Cluster
+	t     *testing.T
+	core  *kubernetes.Clientset // speaks protobuf, without a limit of its own
+	names []string
+	made  atomic.Int64
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	c, err := harness.StartCluster(t.Context(), controlplane.Options{ControllerManager: true, Progress: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{Cluster: c, t: t}
+	t.Cleanup(func() {
+		if err := errors.Join(c.Stop(), harness.RemoveBinary()); err != nil {
+			t.Error(err)
+		}
+	})
+	config := rest.CopyConfig(c.Config())
+	config.QPS, config.ContentType = -1, "application/vnd.kubernetes.protobuf"
+	w.core, err = kubernetes.NewForConfig(config)
+	w.must(err)
+	w.startKwok()
+	return w
+}
+
+func (w *world) must(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// timed does something and logs how long it took.
+func (w *world) timed(what string, do func()) {
+	w.t.Helper()
+	began := time.Now()
+	do()
+	w.t.Logf("%s: %s", what, time.Since(began).Round(100*time.Millisecond))
+}
+
+// startKwok runs kwok until the test ends.
+func (w *world) startKwok() {
+	root, err := harness.Root()
+	w.must(err)
+	program := filepath.Join(root, "bin", "kwok")
+	if _, err := os.Stat(program); err != nil {
+		w.t.Fatalf("%v: run make bin/kwok", err)
+	}
+	address, err := controlplane.FreeAddress()
+	w.must(err)
+	args := []string{"--kubeconfig", w.Kubeconfig(), "--manage-all-nodes=true", "--node-ip=192.0.2.1",
+		"--node-lease-duration-seconds=40", "--server-address=" + address}
+	for _, stage := range stages(w.t, root) {
+		args = append(args, "--config", stage)
+	}
+	log, err := os.Create(filepath.Join(w.t.TempDir(), "kwok.log"))
+	w.must(err)
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	w.must(controlplane.StartChild(cmd))
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		text, _ := os.ReadFile(log.Name())
+		w.t.Fatalf("kwok ended: %v\n%s", err, text)
+	case <-time.After(2 * time.Second): // bad arguments end it at once
+	}
+	w.t.Cleanup(func() {
+		killed := cmd.Process.Kill()
+		<-ended
+		if err := errors.Join(killed, log.Close()); err != nil {
+			w.t.Error(err)
+		}
+		if w.t.Failed() {
+			text, err := os.ReadFile(log.Name())
+			w.t.Logf("kwok's log (%v):\n%s", err, tail(string(text), 30))
+		}
+	})
+}
+
+// stages are kwok's own files of what becomes of nodes and pods, and when: at once.
+func stages(t *testing.T, root string) []string {
+	t.Helper()
+	out, err := exec.Command("go", "-C", filepath.Join(root, "hack", "tools", "kwok"), "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok").Output()
+	if err != nil {
+		t.Fatalf("finding kwok's module: %v", err)
+	}
+	folder := filepath.Join(strings.TrimSpace(string(out)), "kustomize", "stage")
+	return []string{
+		filepath.Join(folder, "node", "fast", "node-initialize.yaml"),
+		filepath.Join(folder, "pod", "fast", "pod-ready.yaml"), filepath.Join(folder, "pod", "fast", "pod-delete.yaml"),
+	}
+}
+
+func tail(text string, lines int) string {
+	all := strings.Split(text, "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// populate makes the nodes, and the namespaces with a config and pods each, and waits
+// until kwok runs all of them.
+func (w *world) populate() {
+	ctx := w.t.Context()
+	for i := range *nodes {
+		_, err := w.core.CoreV1().Nodes().Create(ctx, newNode(i), metav1.CreateOptions{})
+		w.must(err)
+	}
+	for i := range *namespaces {
+		name := fmt.Sprintf("team-%d", i)
+		w.names = append(w.names, name)
+		w.must(w.NewNamespace(ctx, name))
+		w.must(w.Client.Create(ctx, newConfig(name)))
+	}
+	w.must(w.each(*pods, func(int) error { return w.newPod(ctx) }))
+	w.awaitRunning()
+}
+
+func newNode(i int) *corev1.Node {
+	room := corev1.ResourceList{"cpu": resource.MustParse("64"), "memory": resource.MustParse("256Gi"), "pods": resource.MustParse("2000")}
+	return &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: nodeName(i), Annotations: map[string]string{"kwok.x-k8s.io/node": "fake"}},
+		Status:     corev1.NodeStatus{Capacity: room, Allocatable: room},
+	}
+}
+
+func nodeName(i int) string { return fmt.Sprintf("kwok-%d", i) }
+
+func newConfig(namespace string) *v1alpha1.PodConfigMapConfig {
+	return &v1alpha1.PodConfigMapConfig{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "metadata"},
+		Spec: v1alpha1.PodConfigMapConfigSpec{
+			LabelsToInclude:       []v1alpha1.MetadataKey{"app", "version"},
+			ConfigMapDataTemplate: v1alpha1.DataTemplates{"where": "{{ .podName }} ({{ .podIP }}) on {{ .nodeName }}"},
+		},
+	}
+}
+
+// newPod creates the next pod, on the next node of the next namespace.
+func (w *world) newPod(ctx context.Context) error {
+	i := int(w.made.Add(1)) - 1
+	namespace := w.names[i%len(w.names)]
+	none := int64(0)
+	_, err := w.core.CoreV1().Pods(namespace).Create(ctx, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: podName(i), Namespace: namespace, Labels: map[string]string{"app": fmt.Sprintf("app-%d", i%7), "version": "1"}},
+		Spec: corev1.PodSpec{
+			NodeName: nodeName(i / len(w.names) % *nodes), TerminationGracePeriodSeconds: &none,
+			Containers: []corev1.Container{{Name: "app", Image: "images.example.com/app:1"}},
+		},
+	}, metav1.CreateOptions{})
+	return err
+}
+
+func podName(i int) string { return fmt.Sprintf("pod-%d", i) }
+
+// each calls do with 0 to n-1, some at a time.
+func (w *world) each(n int, do func(int) error) error {
+	var group errgroup.Group
+	group.SetLimit(writers)
+	for i := range n {
+		group.Go(func() error { return do(i) })
+	}
+	return group.Wait()
+}
+
+// awaitRunning waits until no pod is without the address that kwok gives it.
+func (w *world) awaitRunning() {
+	ctx := w.t.Context()
+	w.must(wait.PollUntilContextTimeout(ctx, time.Second, patience, true, func(ctx context.Context) (bool, error) {
+		for _, name := range w.names {
+			pending, err := w.core.CoreV1().Pods(name).List(ctx, metav1.ListOptions{FieldSelector: "status.phase!=Running", ResourceVersion: "0"})
+			if err != nil || len(pending.Items) > 0 {
+				return false, err
+			}
+		}
+		return true, nil
+	}))
+}
+
+// converge waits until every pod is running and has just the ConfigMap that it should
+// have, and every config's status says so.
+func (w *world) converge(m *harness.Manager) {
+	w.t.Helper()
+	w.awaitRunning()
+	if err := w.WaitServed(w.t.Context(), patience, w.names...); err != nil {
+		w.t.Fatalf("%v\nthe manager's log:\n%s", err, m.LogTail(20))
+	}
+}
+
+// replace deletes the oldest pods and makes as many new ones, at the given rate or, on
+// a machine that is slower, as fast as it can; it returns how many.
+func (w *world) replace() int {
+	ctx := w.t.Context()
+	none, end, replaced := int64(0), time.Now().Add(*churn), 0
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for ; time.Now().Before(end); <-tick.C {
+		first := replaced
+		w.must(w.each(*rate, func(i int) error {
+			old := first + i
+			err := w.core.CoreV1().Pods(w.names[old%len(w.names)]).Delete(ctx, podName(old), metav1.DeleteOptions{GracePeriodSeconds: &none})
+			return errors.Join(err, w.newPod(ctx))
+		}))
+		replaced += *rate
+	}
+	return replaced
+}
+
+// writes is how many ConfigMaps the manager has written.
+func (w *world) writes(m *harness.Manager) float64 {
+	w.t.Helper()
+	families, err := m.Scrape(w.t.Context())
+	w.must(err)
+	total := 0.0
+	for _, series := range families["podconfigmap_controller_configmap_operations_total"].GetMetric() {
+		total += series.GetCounter().GetValue()
+	}
+	return total
+}
+
+// figures logs what the manager has used so far.
+func (w *world) figures(m *harness.Manager, within time.Duration) {
+	w.t.Helper()
+	families, err := m.Scrape(w.t.Context())
+	w.must(err)
+	calls := map[string]float64{}
+	for _, series := range families["rest_client_requests_total"].GetMetric() {
+		for _, label := range series.GetLabel() {
+			if label.GetName() == "method" {
+				calls[label.GetValue()] += series.GetCounter().GetValue()
+			}
+		}
+	}
+	memory := families["process_resident_memory_bytes"].GetMetric()[0].GetGauge().GetValue()
+	cpu := families["process_cpu_seconds_total"].GetMetric()[0].GetCounter().GetValue()
+	w.t.Logf("the manager: %.0f MiB resident, %.1f s of CPU; API calls by method: %v; since %s",
+		memory/(1<<20), cpu, calls, within.Round(time.Second))
+}
