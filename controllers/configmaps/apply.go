@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -32,9 +33,10 @@ type applier struct {
 // callsAtOnce is how many of one pod's steps are carried out at the same time.
 const callsAtOnce = 4
 
-// carryOutAll makes the API calls of a pod's steps, and returns each step's error.
+// carryOutAll makes the API calls of a pod's steps, and returns each step's error. A
+// call that panics does so here, where the controller outlives it.
 func (a *applier) carryOutAll(ctx context.Context, pod *observed.Pod, steps []step) []error {
-	errs := make([]error, len(steps))
+	errs, panics := make([]error, len(steps)), make([]any, len(steps))
 	var calls errgroup.Group
 	calls.SetLimit(callsAtOnce)
 	for i := range steps {
@@ -42,11 +44,21 @@ func (a *applier) carryOutAll(ctx context.Context, pod *observed.Pod, steps []st
 			continue
 		}
 		calls.Go(func() error {
+			defer func() {
+				if p := recover(); p != nil {
+					panics[i] = fmt.Sprintf("%v\n%s", p, debug.Stack())
+				}
+			}()
 			errs[i] = a.carryOut(ctx, pod, &steps[i])
 			return errs[i]
 		})
 	}
 	_ = calls.Wait() // the first of errs
+	for _, p := range panics {
+		if p != nil {
+			panic(p)
+		}
+	}
 	return errs
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 
@@ -108,6 +110,10 @@ func (m *meeting) Create(_ context.Context, cm *corev1.ConfigMap, _ metav1.Creat
 	return cm, nil
 }
 
+func (*meeting) Patch(context.Context, string, types.PatchType, []byte, metav1.PatchOptions, ...string) (*corev1.ConfigMap, error) {
+	panic("no such thing")
+}
+
 func (m *meeting) Delete(context.Context, string, metav1.DeleteOptions) error {
 	m.together.Done()
 	m.together.Wait()
@@ -154,4 +160,16 @@ func TestCarryOutAll(t *testing.T) {
 	if want := map[string]bool{"a": true, "b": true, "c": true}; !maps.Equal(known, want) {
 		t.Errorf("known to be written: %v, want %v", known, want)
 	}
+}
+
+// TestPanickingCall: the controller outlives what panics in its own goroutine only.
+func TestPanickingCall(t *testing.T) {
+	config := compiled(v1alpha1.PodConfigMapConfigSpec{})
+	a := &applier{client: &meeting{}}
+	defer func() {
+		if p := fmt.Sprint(recover()); !strings.HasPrefix(p, "no such thing\n") || !strings.Contains(p, "Patch") {
+			t.Errorf("it panics with %s, want what the call panicked with, and where", p)
+		}
+	}()
+	a.carryOutAll(t.Context(), observed.NewPod(examplePod()), []step{{verb: update, config: config, name: "a", current: existing(t, config, nil), data: map[string]string{"k": "v"}}})
 }
