@@ -83,9 +83,7 @@ func TestFilter(t *testing.T) {
 	w.do("calls %d 100 0", otherCall)
 	row := counts(t, c)[1]
 	for number, n := range row {
-		if want := map[int]uint64{knownCall: 100}[number]; n != want {
-			t.Errorf("number %d: %d calls, want %d", number, n, want)
-		}
+		wantCount(t, c, fmt.Sprint("number ", number), n, map[int]uint64{knownCall: 100}[number])
 	}
 	watchPod(t, c, 1, pods, Settings{})
 	w.do("calls %d 11 0", knownCall)
@@ -131,7 +129,11 @@ func TestPerPID(t *testing.T) {
 		{second.cmd.Process.Pid, knownCall}: 20 * cpus,
 		{second.cmd.Process.Pid, otherCall}: 3 * cpus,
 	}
-	if got := read(); fmt.Sprint(got) != fmt.Sprint(want) {
+	got := read()
+	for k, n := range want {
+		wantCount(t, c, fmt.Sprintf("process %d, number %d", k.pid, k.number), got[k], n)
+	}
+	if len(got) != len(want) {
 		t.Errorf("counts per process: %v, want %v", got, want)
 	}
 	wantCalls(t, c, 2, knownCall, 1020*int64(cpus))
@@ -165,9 +167,7 @@ func TestManyPods(t *testing.T) {
 	}
 	got := counts(t, c)
 	for slot := range uint32(pods) {
-		if n := got[slot][knownCall]; n != uint64(slot+1) {
-			t.Errorf("slot %d: %d calls, want %d", slot, n, slot+1)
-		}
+		wantCount(t, c, fmt.Sprint("slot ", slot), got[slot][knownCall], uint64(slot+1))
 	}
 	if len(got) != pods {
 		t.Errorf("%d slots were read, want %d", len(got), pods)
