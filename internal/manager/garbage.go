@@ -9,9 +9,6 @@ import (
 )
 
 const (
-	// startGC is GOGC while a manager brings all pods of its first lists to their
-	// plan. Nearly all that it keeps is made by then, so it scatters little.
-	startGC = 300
 	// crowdGC is GOGC while many pods wait: Go's default. More saves time and
 	// scatters what stays over a larger heap, which then cannot be given back: at
 	// 400 a pod with two ConfigMaps cost 9 KiB of resident memory in place of 7.
@@ -35,7 +32,7 @@ type garbageTuner struct {
 // Start tunes until the context ends.
 func (g *garbageTuner) Start(ctx context.Context) error {
 	crowd := true
-	debug.SetGCPercent(startGC)
+	debug.SetGCPercent(crowdGC)
 	tick := time.NewTicker(gcPeriod)
 	defer tick.Stop()
 	for {

@@ -26,7 +26,7 @@ func TestGarbageTuner(t *testing.T) {
 		waiting int64
 		want    int
 	}{
-		{"the first lists", false, 0, startGC},
+		{"the first lists", false, 0, crowdGC},
 		{"at rest", true, 0, restGC},
 		{"a crowd comes", true, crowdSize + 1, crowdGC},
 		{"it is not through yet", true, 1, crowdGC},
