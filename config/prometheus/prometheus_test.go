@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"maps"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -414,4 +415,33 @@ func read(t *testing.T, file string) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+// TestBesideTheOperator: the objects that config/monitoring adds have the names and the
+// namespace that config/default gives its own.
+func TestBesideTheOperator(t *testing.T) {
+	kustomize := exec.Command("go", "tool", "-modfile=hack/tools/go.mod", "kustomize", "build", "config/monitoring")
+	kustomize.Dir = "../.."
+	text, err := kustomize.Output()
+	if err != nil {
+		t.Fatalf("kustomize build config/monitoring: %v", err)
+	}
+	var found []string
+	for document := range strings.SplitSeq(string(text), "\n---\n") {
+		var object struct {
+			Kind     string
+			Metadata struct{ Name, Namespace string }
+		}
+		if err := yaml.Unmarshal([]byte(document), &object); err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, object.Kind+" "+object.Metadata.Namespace+"/"+object.Metadata.Name)
+	}
+	slices.Sort(found)
+	const namespace = " podconfigmap-controller-system/podconfigmap-controller-"
+	want := []string{"ConfigMap" + namespace + "dashboard", "PrometheusRule" + namespace + "alerts",
+		"ServiceMonitor" + namespace + "agent-metrics", "ServiceMonitor" + namespace + "metrics"}
+	if !slices.Equal(found, want) {
+		t.Errorf("it makes %q, want %q", found, want)
+	}
 }

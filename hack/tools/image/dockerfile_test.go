@@ -89,7 +89,7 @@ func copyContext(t *testing.T, sources []string, to string) {
 			t.Fatal(err)
 		}
 		if copied == 0 {
-			t.Errorf("the Dockerfile copies %s, of which .dockerignore lets nothing in", source)
+			t.Errorf("%s is copied, of which .dockerignore lets nothing in", source)
 		}
 	}
 }
@@ -123,5 +123,40 @@ func TestDockerfileBuilds(t *testing.T) {
 	out, err := exec.Command(binary, "--version").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "1.2.3-test (abcdef)") {
 		t.Errorf("--version of what it builds: %q (%v)", out, err)
+	}
+}
+
+// Docker's build of the bundle: all of it is let in, and it is labelled as the bundle
+// says of itself.
+func TestBundleDockerfile(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(repository, "bundle.Dockerfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	annotations, err := os.ReadFile(filepath.Join(repository, "bundle", "metadata", "annotations.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sources []string
+	labels := 0
+	for line := range strings.Lines(string(text)) {
+		verb, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch verb {
+		case "COPY":
+			sources = append(sources, strings.Fields(rest)[0])
+		case "LABEL":
+			labels++
+			if key, value, _ := strings.Cut(rest, "="); !strings.Contains(string(annotations), "  "+key+": "+value+"\n") {
+				t.Errorf("label %s is none of annotations.yaml", rest)
+			}
+		}
+	}
+	if len(sources) != 3 || labels == 0 {
+		t.Errorf("it copies %v and sets %d labels, want manifests, metadata and tests, and labels", sources, labels)
+	}
+	work := t.TempDir()
+	copyContext(t, sources, work)
+	if _, err := os.Stat(filepath.Join(work, "bundle", "manifests", "podconfigmap-controller.clusterserviceversion.yaml")); err != nil {
+		t.Error(err)
 	}
 }

@@ -330,6 +330,25 @@ func TestNetworkPolicyLetsTheTestIn(t *testing.T) {
 	})
 }
 
+// The chart's test asks the managers, and the agents where there are any.
+func TestWhatTheTestAsks(t *testing.T) {
+	withEach(t, func(t *testing.T, h *Helm, chart string) {
+		for value, services := range map[string][]string{"false": {"metrics"}, "true": {"metrics", "agent-metrics"}} {
+			want := []string{"check"}
+			objects := render(t, h, chart, "--set", "ebpf.enabled="+value)
+			for _, service := range services {
+				want = append(want, "http://podconfigmap-controller-"+service+".podconfigmap-controller-system.svc:8080/metrics")
+				if objects["Service podconfigmap-controller-"+service] == nil {
+					t.Errorf("ebpf.enabled=%s: the chart makes no Service %s", value, service)
+				}
+			}
+			if got := fmt.Sprint(found(objects["Pod podconfigmap-controller-test"].Object, "spec/containers/0/args")); got != fmt.Sprint(want) {
+				t.Errorf("ebpf.enabled=%s: the test's arguments are %s, want %s", value, got, want)
+			}
+		}
+	})
+}
+
 // The notes say what was installed.
 func TestNotes(t *testing.T) {
 	withEach(t, func(t *testing.T, h *Helm, chart string) {
