@@ -27,8 +27,9 @@ TEST_FLAGS ?=
 PACKAGES ?= $(slow_packages) $$(go list ./... | grep -vE '/test/(cluster|e2e|scale|shipping)(/|$$)')
 # They take minutes: first, so that none runs alone at the end.
 slow_packages = ./test/agent ./test/faults ./test/rbac ./hack/run ./test/integration ./ebpf/l4firewall
-# How many packages are tested at a time. They wait more than they compute.
-PARALLEL ?= 4
+# How many packages are tested at a time. With 4 on two cores tests with deadlines
+# wait for each other.
+PARALLEL ?= 2
 
 KUSTOMIZE = go tool -modfile=$(CURDIR)/hack/tools/go.mod kustomize
 # Its summary counts the skipped tests and says why they were. Nothing is taken
