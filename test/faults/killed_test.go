@@ -5,18 +5,12 @@ package faults
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
-
-	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
@@ -24,24 +18,22 @@ const (
 	crowdSize    = 500
 	killings     = 20
 	shippedKills = 3 // of them, with the shipped lease settings
-	spareRounds  = 5 // for kills that came too early or too late
 )
 
 // TestKilledInTheMiddle kills the manager in the middle of convergences of 500
-// pods, again and again.
+// pods, again and again. The middle is where a proxy stops answering: some of the
+// calls under way then have been carried out, some never arrive.
 func TestKilledInTheMiddle(t *testing.T) {
 	skipShort(t)
 	t.Parallel()
 	const namespace = "killed"
 	populate(t, shared, namespace, crowdSize)
-	k := &killer{t: t, namespace: namespace, random: newRandom(t), progress: newProgress(t, shared, namespace)}
-
-	k.round, k.spare = 0, spareRounds
-	environ := map[string]string{"POD_NAMESPACE": namespace, "WATCH_NAMESPACE": namespace}
+	k := &killer{t: t, namespace: namespace, random: newRandom(t), proxy: startProxy(t, shared)}
+	environ := map[string]string{"KUBECONFIG": k.proxy.kubeconfig(t, shared), "POD_NAMESPACE": namespace, "WATCH_NAMESPACE": namespace}
 	k.supervisor = supervise(t, shared, environ)
 	k.kill(shippedKills)
-	must(t, k.supervisor.Stop())
 	// Without leader election the next manager need not wait for the Lease.
+	k.stop()
 	environ["LEADER_ELECTION_ENABLED"] = "false"
 	k.supervisor = supervise(t, shared, environ)
 	k.kill(killings - shippedKills)
@@ -54,32 +46,59 @@ type killer struct {
 	t          *testing.T
 	namespace  string
 	random     *rand.Rand
-	progress   *progress
+	proxy      *proxy
 	supervisor *harness.Supervisor
 	round      int
-	spare      int
 	done       []string
 }
 
 // kill goes through n convergences with a kill in the middle.
 func (k *killer) kill(n int) {
 	k.t.Helper()
-	for n > 0 {
+	for range n {
+		reached := k.stallAfter(crowdSize/5 + k.random.IntN(crowdSize/3))
 		want := k.startWave()
-		target := crowdSize/8 + k.random.IntN(crowdSize/2)
-		k.progress.await(k.t, want, target)
-		must(k.t, k.supervisor.Kill())
-		switch done := k.countDone(want); {
-		case done >= crowdSize/10 && done <= crowdSize*9/10:
-			k.done = append(k.done, fmt.Sprintf("%d%%", 100*done/crowdSize))
-			n--
-		case k.spare == 0:
-			k.t.Fatalf("once more, %d of %d pods were done at the kill; want 10%% to 90%%", done, crowdSize)
-		default:
-			k.spare--
+		select {
+		case <-reached:
+		case <-time.After(patience):
+			k.t.Fatalf("after %v, the manager has not come to the middle: %s", patience, k.proxy.summary())
 		}
+		must(k.t, k.supervisor.Kill())
+		done := k.countDone(want)
+		if done < crowdSize/10 || done > crowdSize*9/10 {
+			k.t.Fatalf("%d of %d pods were done at the kill; want 10%% to 90%%", done, crowdSize)
+		}
+		k.done = append(k.done, fmt.Sprintf("%d%%", 100*done/crowdSize))
 		waitExact(k.t, shared, k.namespace)
 	}
+}
+
+// stop ends the supervisor's manager cleanly, once it leads: one that still waits
+// for the Lease of the last has no more to show.
+func (k *killer) stop() {
+	k.t.Helper()
+	must(k.t, k.supervisor.Current().WaitReady(k.t.Context()))
+	must(k.t, k.supervisor.Stop())
+}
+
+// stallAfter lets so many writes of ConfigMaps pass, and answers none of those
+// that follow; half of them are carried out all the same. The channel is closed
+// at the first of them.
+func (k *killer) stallAfter(writes int) <-chan struct{} {
+	reached := make(chan struct{})
+	k.proxy.set(func(r *http.Request) fault {
+		if !writesConfigMap(r) {
+			return fault{}
+		}
+		switch writes--; {
+		case writes >= 0:
+			return fault{}
+		case writes == -1:
+			close(reached)
+		}
+		return fault{kind: hang, late: writes%2 == 0}
+	})
+	return reached
 }
 
 // startWave changes what all ConfigMaps should be: it creates the config, edits
@@ -102,9 +121,19 @@ func (k *killer) startWave() string {
 }
 
 // countDone looks at the API server how many ConfigMaps have the version; for
-// none, how many are gone.
+// none, how many are gone. Meanwhile the next manager gets nothing done.
 func (k *killer) countDone(version string) int {
 	k.t.Helper()
+	k.proxy.set(func(r *http.Request) fault {
+		if writesConfigMap(r) {
+			return fault{kind: hang}
+		}
+		return fault{}
+	})
+	defer func() {
+		k.proxy.set(func(*http.Request) fault { return fault{} })
+		k.proxy.conns.cut() // what hangs ends
+	}()
 	state, err := shared.ReadState(k.t.Context(), k.namespace)
 	must(k.t, err)
 	if version == "" {
@@ -117,69 +146,4 @@ func (k *killer) countDone(version string) int {
 		}
 	}
 	return done
-}
-
-// progress follows the versions of all ConfigMaps of a namespace by a watch.
-type progress struct {
-	mu       sync.Mutex
-	versions map[string]string // by the ConfigMap's name
-	counts   map[string]int    // of versions
-	ended    bool
-}
-
-func newProgress(t *testing.T, c *harness.Cluster, namespace string) *progress {
-	t.Helper()
-	clients, err := kubernetes.NewForConfig(c.Config())
-	must(t, err)
-	changes, err := clients.CoreV1().ConfigMaps(namespace).Watch(t.Context(), metav1.ListOptions{LabelSelector: v1alpha1.LabelGeneratedBy})
-	must(t, err)
-	p := &progress{versions: map[string]string{}, counts: map[string]int{}}
-	go func() {
-		for event := range changes.ResultChan() {
-			p.note(event)
-		}
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.ended = true
-	}()
-	t.Cleanup(changes.Stop)
-	return p
-}
-
-func (p *progress) note(event watch.Event) {
-	cm, ok := event.Object.(*corev1.ConfigMap)
-	if !ok {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if old, known := p.versions[cm.Name]; known {
-		p.counts[old]--
-		delete(p.versions, cm.Name)
-	}
-	if event.Type != watch.Deleted {
-		p.versions[cm.Name] = cm.Data["version"]
-		p.counts[cm.Data["version"]]++
-	}
-}
-
-// await waits until so many ConfigMaps have the version, or for an empty one,
-// are gone.
-func (p *progress) await(t *testing.T, version string, target int) {
-	t.Helper()
-	for began := time.Now(); time.Since(began) < patience; time.Sleep(time.Millisecond) {
-		p.mu.Lock()
-		done, ended := p.counts[version], p.ended
-		if version == "" {
-			done = crowdSize - len(p.versions)
-		}
-		p.mu.Unlock()
-		if ended {
-			t.Fatal("the watch of ConfigMaps ended")
-		}
-		if done >= target {
-			return
-		}
-	}
-	t.Fatalf("after %v, not %d ConfigMaps are of version %q", patience, target, version)
 }

@@ -129,10 +129,14 @@ func (p *proxy) judge(r *http.Request) fault {
 	if f.kind != "" {
 		p.counts[f.String()]++
 	}
-	if r.Method != http.MethodGet && strings.Contains(r.URL.Path, "/configmaps") {
+	if writesConfigMap(r) {
 		p.writes = append(p.writes, time.Now())
 	}
 	return f
+}
+
+func writesConfigMap(r *http.Request) bool {
+	return r.Method != http.MethodGet && strings.Contains(r.URL.Path, "/configmaps")
 }
 
 // count is how often something happened.

@@ -185,7 +185,7 @@ func TestHotLabel(t *testing.T) {
 	}
 	most := int(took/(100*time.Millisecond)) + 2
 	for _, name := range []string{"pod-web-from-m-cfg", "pod-web-from-n-cfg"} {
-		if n := writes[name]; n > most || n < most/4 {
+		if n := writes[name]; n > most || n == 0 {
 			t.Errorf("%d writes of %s for %d changes in %v, want some, at most %d", n, name, changes, took, most)
 		}
 	}

@@ -153,11 +153,25 @@ func (s *space) pod(name string, labels map[string]string, change ...func(*corev
 	for _, c := range change {
 		c(pod)
 	}
+	if pod.Spec.NodeName != "" {
+		s.node(pod.Spec.NodeName)
+	}
 	s.must(cluster.Client.Create(s.t.Context(), pod))
 	before := pod.DeepCopy()
 	pod.Status.Phase = corev1.PodRunning
 	s.must(cluster.Client.Status().Patch(s.t.Context(), pod, client.MergeFrom(before)))
 	return pod
+}
+
+// node creates a Node, if it is not there: the controller manager deletes the
+// pods of a node that does not exist, after 40 s. Without a label for its
+// operating system it is none of the agents'.
+func (s *space) node(name string) {
+	s.t.Helper()
+	err := cluster.Client.Create(s.t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	if !apierrors.IsAlreadyExists(err) {
+		s.must(err)
+	}
 }
 
 // deletePod deletes a pod as if its kubelet had ended it.
