@@ -14,6 +14,7 @@ operator_image = $(CURDIR)/$(cluster_images)/$(image_name).tar
 cluster-programs: ## Build kubelet, containerd, runc and the rest of a node (once; 10 to 20 minutes on two cores).
 	@go run ./test/controlplane/cmd build kube-scheduler kubelet kube-proxy
 	@go run ./test/controlplane/cmd build-runtime
+	@go run ./test/controlplane/cmd build-dns
 
 .PHONY: cluster-image
 cluster-image: bin/image
@@ -25,7 +26,7 @@ cluster: cluster-programs cluster-image ## Run a cluster of real nodes, with the
 	@exec bin/cluster -nodes $(NODES) -image $(operator_image)
 
 .PHONY: test-cluster
-test-cluster: cluster-programs bin/image ## Test the cluster itself.
+test-cluster: cluster-programs bin/image bin/registry ## Test the cluster itself.
 	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/cluster/...
 
 # -v: it prints what it does, and how long that took.

@@ -9,8 +9,8 @@
 // make them so without virtualization: namespaces for network, mounts, processes,
 // host name, IPC and cgroups, on a subtree of cgroup v2. Pods have real cgroups,
 // real networks (IPv4 and IPv6, routed between nodes), and a BPF file system on each
-// node. What they share is the kernel and the host's /usr and /dev. There are no
-// limits of resources (the runtime drops them) and there is no DNS.
+// node. Services have names, by CoreDNS. What machines share is the kernel and the
+// host's /usr and /dev. There are no limits of resources (the runtime drops them).
 //
 //	c, err := cluster.Start(ctx, cluster.Options{Nodes: 2, Progress: os.Stderr})
 //	defer c.Stop()
@@ -74,14 +74,14 @@ type Cluster struct {
 	config    *rest.Config
 	clients   kubernetes.Interface
 
-	plane   *machine
-	fabric  *fabric
-	gateway *gateway
-	nodes   []*Node
+	plane    *machine
+	fabric   *fabric
+	gateways []*gateway
+	nodes    []*Node
 }
 
 // programs are the folders of the machines' programs.
-type programs struct{ kubernetes, runtime, own string }
+type programs struct{ kubernetes, runtime, dns, own string }
 
 // Start builds what is not built yet, starts a cluster and waits until all nodes are
 // ready. ctx limits the start only: a cluster runs until Stop, or until this process
@@ -134,6 +134,9 @@ func (c *Cluster) prepare(ctx context.Context) error {
 	if c.programs.runtime, err = controlplane.BuildRuntime(ctx, c.options.Progress); err != nil {
 		return err
 	}
+	if c.programs.dns, err = controlplane.BuildDNS(ctx, c.options.Progress); err != nil {
+		return err
+	}
 	if c.place, err = reserve(); err != nil {
 		return err
 	}
@@ -169,6 +172,7 @@ func (c *Cluster) newMachine(ctx context.Context, name string, node bool) (*mach
 		"/var/log":        {Source: filepath.Join(c.logs, name)},
 		"/etc/cluster":    {Source: config, ReadOnly: true},
 		"/opt/cluster":    {Source: c.programs.own, ReadOnly: true},
+		"/opt/dns":        {Source: c.programs.dns, ReadOnly: true},
 		"/opt/images":     {Source: filepath.Join(c.place.dir, "images"), ReadOnly: true},
 		"/opt/kubernetes": {Source: c.programs.kubernetes, ReadOnly: true},
 		"/opt/runtime":    {Source: c.programs.runtime, ReadOnly: true},
@@ -212,10 +216,10 @@ func (c *Cluster) Stop() error {
 	for _, n := range c.nodes {
 		errs = append(errs, n.Kill())
 	}
-	if c.gateway != nil {
-		errs = append(errs, c.gateway.close())
-		c.gateway = nil
+	for _, g := range c.gateways {
+		errs = append(errs, g.close())
 	}
+	c.gateways = nil
 	if c.plane != nil {
 		errs = append(errs, c.plane.kill())
 		c.plane = nil

@@ -6,9 +6,12 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,6 +21,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/podconfigmap/podconfigmap-controller/test/shipping/registry"
 )
 
 // A cluster of one node, and a pod on it, with all that a pod has of the kernel.
@@ -34,7 +39,7 @@ func TestOneNode(t *testing.T) {
 		nothingRemains(t)
 	})
 	p := &podOf{T: t, c: c}
-	p.create("web", "serve", "-tcp=8080", "-udp=8080")
+	p.create("web", "serve", "-tcp=8080", "-udp=8080", "-control=8081")
 	for _, step := range []struct {
 		name string
 		do   func(*testing.T)
@@ -42,6 +47,8 @@ func TestOneNode(t *testing.T) {
 		{"log", p.log},
 		{"cgroup", p.cgroup},
 		{"network", p.network},
+		{"names", p.names},
+		{"mirror", p.mirror},
 		{"node rights", p.nodeRights},
 		{"programs", p.programs},
 		{"partition", p.partition},
@@ -62,12 +69,17 @@ type podOf struct {
 
 func (p *podOf) create(name string, command ...string) {
 	p.Helper()
+	p.createOf(WorkloadImage, name, command...)
+}
+
+func (p *podOf) createOf(image, name string, command ...string) {
+	p.Helper()
 	seconds := int64(1)
 	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", Labels: map[string]string{"app": name}},
 		Spec: corev1.PodSpec{
 			TerminationGracePeriodSeconds: &seconds,
-			Containers:                    []corev1.Container{{Name: "c", Image: WorkloadImage, Args: command}},
+			Containers:                    []corev1.Container{{Name: "c", Image: image, Args: command}},
 		},
 	}
 	created, err := p.c.Clients().CoreV1().Pods("default").Create(p.Context(), pod, metav1.CreateOptions{})
@@ -168,6 +180,75 @@ func (p *podOf) greet(ctx context.Context, network, ip string) (string, error) {
 	}
 	answer, err := bufio.NewReader(conn).ReadString('\n')
 	return strings.TrimSpace(answer), err
+}
+
+// names has the pod reach itself by the name of a Service, over both protocols.
+func (p *podOf) names(t *testing.T) {
+	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "greeter"}, Spec: corev1.ServiceSpec{
+		Selector: map[string]string{"app": "web"}, Ports: []corev1.ServicePort{{Port: 8080}},
+	}}
+	if _, err := p.c.Clients().CoreV1().Services("default").Create(t.Context(), service, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: p.c.Dial, DisableKeepAlives: true}}
+	for _, name := range []string{"greeter", "greeter.default.svc", "greeter.default.svc.cluster.local."} {
+		err := await(t.Context(), func(ctx context.Context) error {
+			url := fmt.Sprintf("http://%s:8081/dial?timeout=5s&network=tcp&address=%s:8080", p.pod.Status.PodIP, name)
+			request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+			if err != nil {
+				return err
+			}
+			response, err := client.Do(request)
+			if err != nil {
+				return err
+			}
+			defer response.Body.Close()
+			text, err := io.ReadAll(response.Body)
+			if err == nil && !strings.Contains(string(text), `"reached":1`) {
+				err = fmt.Errorf("the pod says %s", text)
+			}
+			return err
+		})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// mirror has the node pull an image from a registry of this machine.
+func (p *podOf) mirror(t *testing.T) {
+	r, err := registry.Start(t.Context(), registry.Options{Folder: t.TempDir(), PlainHTTP: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	// Not the one that the pod has: kubelet, which knows it from a registry then, would
+	// ask that again before it used the same under its other name.
+	if err := r.Push(t.Context(), filepath.Join(p.c.place.dir, "images", path.Base(pauseImage)+".tar"), "team/thing:2"); err != nil {
+		t.Fatal(err)
+	}
+	end, err := p.c.Mirror(r.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.c.Mirror(r.Host); err == nil {
+		t.Error("a second mirror: no error")
+	}
+	pulled := podOf{T: t, c: p.c}
+	pulled.createOf("registry.example/team/thing:2", "pulled", "sleep")
+	for range 2 {
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	}
+	// The node has no other way out.
+	if out, err := p.c.Node("node-1").Run(t.Context(), "cat", etc+"certs.d/_default/hosts.toml"); err == nil {
+		t.Errorf("the mirror is still named: %s", out)
+	}
 }
 
 // nodeRights: a node may change what is its own, and nothing of another node.

@@ -18,6 +18,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
 )
 
 // Programs of the control plane, by which their logs are named.
@@ -26,6 +28,7 @@ const (
 	apiServer         = "kube-apiserver"
 	controllerManager = "kube-controller-manager"
 	scheduler         = "kube-scheduler"
+	dns               = controlplane.CoreDNS
 )
 
 const (
@@ -81,9 +84,10 @@ func (c *Cluster) writeControlPlane() error {
 		os.WriteFile(filepath.Join(folder, "ca.crt"), c.authority.pem, 0o644),
 		serving.write(folder, "apiserver"), client.write(folder, "kubelet-client"), writeAccountKeys(folder),
 	}
-	for _, name := range []string{controllerManager, scheduler} {
+	for _, name := range []string{controllerManager, scheduler, dns} {
 		errs = append(errs, c.writeClient(folder, name, "system:"+name, ""))
 	}
+	errs = append(errs, os.WriteFile(filepath.Join(folder, "Corefile"), []byte(corefile), 0o644))
 	return errors.Join(errs...)
 }
 
@@ -100,11 +104,11 @@ func (c *Cluster) writeClient(folder, name, user, group string) error {
 // configuration.
 func (c *Cluster) openServer() error {
 	inside := net.JoinHostPort(serverAddresses[0].String(), strconv.Itoa(serverPort))
-	var err error
-	c.gateway, err = openGateway(c.address, func(ctx context.Context) (net.Conn, error) { return c.fabric.dial(ctx, "tcp", inside) })
+	listener, err := net.Listen("tcp", c.address)
 	if err != nil {
-		return err
+		return fmt.Errorf("listening for clients of the API server: %w", err)
 	}
+	c.gateways = append(c.gateways, openGateway(listener, func(ctx context.Context) (net.Conn, error) { return c.fabric.dial(ctx, "tcp", inside) }))
 	admin, err := c.authority.issue("admin", "system:masters", nil)
 	if err != nil {
 		return err
@@ -131,10 +135,14 @@ func (c *Cluster) startPrograms(ctx context.Context) error {
 		return err
 	}
 	// Pods cannot be created before it has made this ServiceAccount.
-	return c.plane.start(ctx, controllerManager, controllerManagerCommand(), func(ctx context.Context) error {
+	err := c.plane.start(ctx, controllerManager, controllerManagerCommand(), func(ctx context.Context) error {
 		_, err := c.clients.CoreV1().ServiceAccounts(metav1.NamespaceDefault).Get(ctx, "default", metav1.GetOptions{})
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	return c.startDNS(ctx)
 }
 
 func etcdCommand() []string {

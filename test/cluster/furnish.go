@@ -130,7 +130,8 @@ func (s *spec) bindFolders() error {
 	return nil
 }
 
-// writeEtc makes /etc. Pods get its resolv.conf, which names nobody: there is no DNS.
+// writeEtc makes /etc. Its resolv.conf, which pods on the host's network get, names
+// nobody: the nodes themselves have no DNS.
 func (s *spec) writeEtc() error {
 	id := make([]byte, 16)
 	if _, err := rand.Read(id); err != nil {

@@ -30,7 +30,7 @@ const (
 )
 
 // programPath is where programs are looked for inside a machine.
-const programPath = "/opt/cluster:/opt/runtime:/opt/kubernetes:/usr/sbin:/usr/bin:/sbin:/bin"
+const programPath = "/opt/cluster:/opt/runtime:/opt/kubernetes:/opt/dns:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // init turns a process that this package started into what it was started for,
 // before any other code of the program that imports it.

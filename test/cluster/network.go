@@ -290,8 +290,18 @@ func within(ns netns.NsHandle, f func() error) error {
 	return <-done
 }
 
-// gateway lets this machine's own programs reach the API server: it passes
-// connections to a port of the host's loopback on.
+// listen listens on an address of the control plane's.
+func (f *fabric) listen(address string) (net.Listener, error) {
+	var listener net.Listener
+	err := within(f.ns, func() (err error) {
+		listener, err = net.Listen("tcp", address)
+		return err
+	})
+	return listener, err
+}
+
+// gateway is a way between the cluster's network and this machine's own: it passes
+// connections on.
 type gateway struct {
 	listener net.Listener
 	to       func(context.Context) (net.Conn, error)
@@ -300,11 +310,8 @@ type gateway struct {
 	wait     sync.WaitGroup
 }
 
-func openGateway(address string, to func(context.Context) (net.Conn, error)) (*gateway, error) {
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("listening for clients of the API server: %w", err)
-	}
+// openGateway passes what comes to a listener, which is its own from here on.
+func openGateway(listener net.Listener, to func(context.Context) (net.Conn, error)) *gateway {
 	g := &gateway{listener: listener, to: to}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.wait.Go(func() {
@@ -316,7 +323,7 @@ func openGateway(address string, to func(context.Context) (net.Conn, error)) (*g
 			g.wait.Go(func() { g.pass(client) })
 		}
 	})
-	return g, nil
+	return g
 }
 
 // pass copies in both directions until one of them ends.
@@ -344,9 +351,13 @@ func (g *gateway) pass(client net.Conn) {
 	both.Wait()
 }
 
+// close ends all connections. It may be called again.
 func (g *gateway) close() error {
 	g.cancel()
 	err := g.listener.Close()
 	g.wait.Wait()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
 	return err
 }

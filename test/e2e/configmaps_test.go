@@ -31,6 +31,7 @@ const shop = "shop"
 func TestConfigMaps(t *testing.T) {
 	p := &point{T: t, world: shared}
 	p.step("install by Helm", func(p *point) { p.deploy() })
+	p.step("helm test", (*point).helmTest)
 	p.step("workloads of all kinds", (*point).openShop)
 	p.step("scaling", (*point).scale)
 	p.step("rolling update", (*point).roll)
@@ -44,6 +45,12 @@ func TestConfigMaps(t *testing.T) {
 	p.step("quiet logs at rest", (*point).quietLogs)
 	p.step("deletion of the namespace", (*point).closeShop)
 	p.step("quiet logs after it", (*point).quietLogs)
+}
+
+// helmTest asks for the metrics by the Service's name.
+func (p *point) helmTest() {
+	_, err := p.helm.Run(p.Context(), "test", release, "--namespace", system, "--timeout", patience.String())
+	p.must(err)
 }
 
 func selector(app string) (map[string]string, *metav1.LabelSelector) {

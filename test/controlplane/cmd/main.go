@@ -4,6 +4,7 @@
 //
 //	go run ./test/controlplane/cmd build [PROGRAM…]
 //	go run ./test/controlplane/cmd build-runtime
+//	go run ./test/controlplane/cmd build-dns
 //	go run ./test/controlplane/cmd up [-dir DIR] [-- API-SERVER-FLAGS]
 package main
 
@@ -21,6 +22,7 @@ import (
 const usage = `usage:
   build [PROGRAM...]               build what is missing; PROGRAM: kube-scheduler, kubelet, kube-proxy
   build-runtime                    the same for containerd, runc and network plugins
+  build-dns                        the same for CoreDNS
   up [-dir DIR] [-- APISERVER-FLAGS]  run a control plane until interrupted
 `
 
@@ -42,6 +44,8 @@ func run(ctx context.Context, args []string) error {
 		return build(func() (string, error) { return controlplane.Build(ctx, os.Stderr, args[1:]...) })
 	case "build-runtime":
 		return build(func() (string, error) { return controlplane.BuildRuntime(ctx, os.Stderr) })
+	case "build-dns":
+		return build(func() (string, error) { return controlplane.BuildDNS(ctx, os.Stderr) })
 	case "up":
 		return up(ctx, args[1:])
 	}
