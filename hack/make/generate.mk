@@ -71,7 +71,7 @@ vet: ## Run go vet.
 	go vet ./...
 
 # Modules of their own that hold programs of ours.
-own_modules = $(patsubst %/main.go,%,$(wildcard hack/tools/*/main.go))
+own_modules = $(patsubst %/main.go,%,hack/coredns/main.go $(wildcard hack/tools/*/main.go))
 
 lint: ## Run the linters.
 	$(GOLANGCI_LINT) run

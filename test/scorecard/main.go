@@ -20,6 +20,8 @@ import (
 	"strings"
 
 	"github.com/operator-framework/api/pkg/apis/scorecard/v1alpha3"
+
+	"github.com/podconfigmap/podconfigmap-controller/test/untar"
 )
 
 // bundleRoot is where scorecard mounts the bundle.
@@ -45,7 +47,7 @@ func main() {
 
 func run(args []string, root string, out io.Writer) error {
 	if len(args) > 0 && args[0] == "tar" {
-		return untar(args[1:])
+		return unpack(args[1:])
 	}
 	if len(args) != 1 || tests[args[0]] == nil {
 		return fmt.Errorf("name one of the tests %s, or tar", strings.Join(slices.Sorted(maps.Keys(tests)), ", "))
@@ -55,6 +57,14 @@ func run(args []string, root string, out io.Writer) error {
 		return err
 	}
 	return report(args[0], tests[args[0]](b), out)
+}
+
+// unpack is what scorecard's init container needs of tar: xvzf FILE -C DIR.
+func unpack(args []string) error {
+	if len(args) != 4 || args[0] != "xvzf" || args[2] != "-C" {
+		return fmt.Errorf("tar knows xvzf FILE -C DIR, not %q", args)
+	}
+	return untar.File(args[1], args[3])
 }
 
 // report prints what scorecard reads from the pod's log.

@@ -3,13 +3,10 @@
 package registry
 
 import (
-	"archive/tar"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
+	"github.com/podconfigmap/podconfigmap-controller/test/untar"
 )
 
 // Push brings the image of an OCI layout, or of a tar of one, to the registry under
@@ -91,7 +89,7 @@ func unpackLayout(layout, folder string) error {
 		return err
 	}
 	for _, layer := range image.Layers {
-		if err := unpackLayer(blob(layout, layer.Digest), folder); err != nil {
+		if err := untar.File(blob(layout, layer.Digest), folder); err != nil {
 			return fmt.Errorf("unpacking layer %s: %w", layer.Digest, err)
 		}
 	}
@@ -111,52 +109,4 @@ func readJSON(path string, into any) error {
 		return fmt.Errorf("decoding %s: %w", path, err)
 	}
 	return nil
-}
-
-func unpackLayer(file, folder string) error {
-	in, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	unzipped, err := gzip.NewReader(in)
-	if err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(folder)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	for files := tar.NewReader(unzipped); ; {
-		header, err := files.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := unpackFile(root, header, files); err != nil {
-			return fmt.Errorf("%s: %w", header.Name, err)
-		}
-	}
-}
-
-func unpackFile(root *os.Root, header *tar.Header, content io.Reader) error {
-	name := filepath.Clean(header.Name)
-	switch header.Typeflag {
-	case tar.TypeDir:
-		return root.MkdirAll(name, 0o755)
-	case tar.TypeReg:
-		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			return err
-		}
-		out, err := root.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, header.FileInfo().Mode().Perm())
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(out, content)
-		return errors.Join(err, out.Close())
-	}
-	return fmt.Errorf("its type %q is not unpacked here", header.Typeflag)
 }

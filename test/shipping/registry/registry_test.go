@@ -3,8 +3,6 @@
 package registry
 
 import (
-	"archive/tar"
-	"bytes"
 	"net/http"
 	"os"
 	"os/exec"
@@ -107,17 +105,6 @@ func TestUnpackRefuses(t *testing.T) {
 	layout, out := t.TempDir(), t.TempDir()
 	if err := unpackLayout(layout, out); err == nil || !strings.Contains(err.Error(), "reading the image") {
 		t.Errorf("no layout: %v", err)
-	}
-	root, err := os.OpenRoot(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
-	if err := unpackFile(root, &tar.Header{Name: "link", Typeflag: tar.TypeSymlink}, nil); err == nil || !strings.Contains(err.Error(), "is not unpacked here") {
-		t.Errorf("a link: %v", err)
-	}
-	if err := unpackFile(root, &tar.Header{Name: "../out", Typeflag: tar.TypeReg}, bytes.NewReader(nil)); err == nil {
-		t.Error("a file outside of the folder was written")
 	}
 	for content, want := range map[string]string{
 		`{`: "decoding", `{}`: "0 images were pulled", `{"manifests":[{"digest":"sha256:0"}]}`: "reading the image",

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+// Package untar unpacks archives of plain files, such as the layers of images and
+// scorecard's bundles.
+package untar
 
 import (
 	"archive/tar"
@@ -12,24 +14,23 @@ import (
 	"path/filepath"
 )
 
-// untar is what scorecard's init container needs of tar: xvzf FILE -C DIR.
-func untar(args []string) error {
-	if len(args) != 4 || args[0] != "xvzf" || args[2] != "-C" {
-		return fmt.Errorf("tar knows xvzf FILE -C DIR, not %q", args)
-	}
-	file, err := os.Open(args[1])
+// File unpacks a tar that gzip has packed into an existing folder. Of the files'
+// modes only the permissions are taken over, and everybody may read them. Nothing is written beside the folder:
+// names that lead out of it, and all but files and folders, are errors.
+func File(path, folder string) error {
+	file, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("opening the bundle: %w", err)
+		return fmt.Errorf("opening the archive: %w", err)
 	}
 	defer file.Close()
-	root, err := os.OpenRoot(args[3]) // nothing is written beside it
+	root, err := os.OpenRoot(folder)
 	if err != nil {
 		return fmt.Errorf("opening the folder to unpack into: %w", err)
 	}
 	defer root.Close()
 	unzipped, err := gzip.NewReader(file)
 	if err != nil {
-		return fmt.Errorf("reading %s: %w", args[1], err)
+		return fmt.Errorf("reading %s: %w", path, err)
 	}
 	for archive := tar.NewReader(unzipped); ; {
 		header, err := archive.Next()
@@ -37,7 +38,7 @@ func untar(args []string) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("reading %s: %w", args[1], err)
+			return fmt.Errorf("reading %s: %w", path, err)
 		}
 		if err := unpack(root, header, archive); err != nil {
 			return fmt.Errorf("unpacking %s: %w", header.Name, err)
@@ -54,12 +55,12 @@ func unpack(root *os.Root, header *tar.Header, content io.Reader) error {
 		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			return err
 		}
-		out, err := root.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+		out, err := root.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, header.FileInfo().Mode().Perm()|0o444)
 		if err != nil {
 			return err
 		}
 		_, err = io.Copy(out, content)
 		return errors.Join(err, out.Close())
 	}
-	return fmt.Errorf("its type %q is not one of a bundle", header.Typeflag)
+	return fmt.Errorf("its type %q is neither a file nor a folder", header.Typeflag)
 }
