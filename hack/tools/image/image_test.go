@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
@@ -217,6 +218,23 @@ func TestTarsAreTheSame(t *testing.T) {
 	}
 	if !bytes.Contains(tars[0], []byte(`"io.containerd.image.name": "registry.example.com/a:v1"`)) {
 		t.Error("the tar does not tell the image's name")
+	}
+}
+
+func TestImportName(t *testing.T) {
+	for given, want := range map[string]string{
+		"busybox:1.37":                         "docker.io/library/busybox:1.37",
+		"docker.io/library/busybox:1.37":       "docker.io/library/busybox:1.37",
+		"docker.io/someone/tool:v1":            "docker.io/someone/tool:v1",
+		"registry.example.com:5000/some/it:v1": "registry.example.com:5000/some/it:v1",
+	} {
+		tag, err := name.NewTag(given)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := importName(tag); got != want {
+			t.Errorf("%s becomes %s, want %s", given, got, want)
+		}
 	}
 }
 

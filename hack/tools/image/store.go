@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -39,7 +40,7 @@ func writeLayout(folder string, index v1.ImageIndex, imageName string) error {
 			return fmt.Errorf("naming the image: %w", err)
 		}
 		options = append(options, layout.WithAnnotations(map[string]string{
-			"io.containerd.image.name":          reference.Name(),
+			"io.containerd.image.name":          importName(reference),
 			"org.opencontainers.image.ref.name": reference.TagStr(),
 		}))
 	}
@@ -190,4 +191,13 @@ func unpackEntry(root *os.Root, header *tar.Header, content io.Reader) error {
 	default:
 		return errors.New("an OCI layout has only files and folders")
 	}
+}
+
+// importName is a reference as container runtimes look for it: Docker's own registry
+// is docker.io to them, whatever its host is.
+func importName(reference name.Tag) string {
+	if registry, rest, _ := strings.Cut(reference.Name(), "/"); registry == name.DefaultRegistry {
+		return "docker.io/" + rest
+	}
+	return reference.Name()
 }
