@@ -27,6 +27,7 @@ const (
 	roleEnter   = "enter"
 	roleMachine = "machine"
 	roleJanitor = "janitor"
+	roleTrial   = "trial"
 )
 
 // programPath is where programs are looked for inside a machine.
@@ -43,6 +44,8 @@ func init() {
 		err = beMachine(os.Getenv(specVariable))
 	case roleJanitor:
 		err = beJanitor(os.Stdin, os.Args[1:])
+	case roleTrial:
+		err = beTrial(os.Getenv(specVariable))
 	default:
 		return
 	}

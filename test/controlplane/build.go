@@ -103,22 +103,54 @@ func plugin(kind, name string) program {
 //
 // The working folder must be in the repository.
 func Build(ctx context.Context, progress io.Writer, extra ...string) (string, error) {
-	b, err := newBuilder(progress, "controlplane", pin{"kubernetes", apiServer}, pin{"etcd", etcd})
+	b, err := newPlaneBuilder(progress)
 	if err != nil {
 		return "", err
 	}
-	return b.all(ctx, append([]string{etcd, apiServer, controllerManager}, extra...))
+	return b.all(ctx, planePrograms(extra))
+}
+
+// Missing names what Build would have to build.
+func Missing(extra ...string) ([]string, error) {
+	b, err := newPlaneBuilder(nil)
+	if err != nil {
+		return nil, err
+	}
+	return b.missing(planePrograms(extra))
+}
+
+func newPlaneBuilder(progress io.Writer) (*builder, error) {
+	return newBuilder(progress, "controlplane", pin{"kubernetes", apiServer}, pin{"etcd", etcd})
+}
+
+func planePrograms(extra []string) []string {
+	return append([]string{etcd, apiServer, controllerManager}, extra...)
 }
 
 // BuildRuntime does the same for the programs that a kubelet runs containers by:
 // containerd with its shim and ctr, runc, and plugins for the pods' network. They
 // are pinned in hack/containerd, hack/runc and hack/cni.
 func BuildRuntime(ctx context.Context, progress io.Writer) (string, error) {
-	b, err := newBuilder(progress, "runtime", pin{"containerd", Containerd}, pin{"runc", Runc}, pin{"cni", PTP})
+	b, err := newRuntimeBuilder(progress)
 	if err != nil {
 		return "", err
 	}
-	return b.all(ctx, []string{Containerd, Shim, Ctr, Runc, PTP, Loopback, HostLocal})
+	return b.all(ctx, runtimePrograms)
+}
+
+// MissingRuntime names what BuildRuntime would have to build.
+func MissingRuntime() ([]string, error) {
+	b, err := newRuntimeBuilder(nil)
+	if err != nil {
+		return nil, err
+	}
+	return b.missing(runtimePrograms)
+}
+
+var runtimePrograms = []string{Containerd, Shim, Ctr, Runc, PTP, Loopback, HostLocal}
+
+func newRuntimeBuilder(progress io.Writer) (*builder, error) {
+	return newBuilder(progress, "runtime", pin{"containerd", Containerd}, pin{"runc", Runc}, pin{"cni", PTP})
 }
 
 // BuildDNS does the same for CoreDNS, which is pinned in hack/coredns.
