@@ -55,7 +55,7 @@ help: ## List the targets.
 
 # With EBPF_ENABLED=true a machine that cannot says so before anything is built.
 .PHONY: run
-run: ## Run the operator: on a control plane of its own, or with KUBECONFIG= on yours (ONCE=true, SAMPLE=true, EBPF_ENABLED=true).
+run: ## Run the operator: on a real node of its own, or with KUBECONFIG= on yours (ONCE=true, NODE=false, SAMPLE=true, EBPF_ENABLED=true).
 	@if [ "$(EBPF_ENABLED)" = true ] && [ -z "$(KUBECONFIG)" ]; then go run ./hack/run/machine/check; fi
 	@$(MAKE) --no-print-directory build
 	@go build -o bin/demo ./hack/run

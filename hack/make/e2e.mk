@@ -29,6 +29,11 @@ cluster: cluster-programs cluster-image ## Run a cluster of real nodes, with the
 test-cluster: cluster-programs bin/image bin/registry ## Test the cluster itself.
 	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/cluster/...
 
+# What it takes to be root and has real nodes is not part of `make test`.
+.PHONY: test-run
+test-run: cluster-programs cluster-image ## Test `make run` on a real node (2 minutes).
+	$(GOTESTSUM) $(GOTEST_FLAGS) -tags=nodes -run=OnNode $(TEST_FLAGS) ./hack/run
+
 # -v: it prints what it does, and how long that took.
 .PHONY: e2e
 e2e: cluster-programs cluster-image bin/helm ## Test the operator, by its chart and image, on real nodes (TEST_FLAGS='-run TestEBPF').

@@ -146,7 +146,7 @@ func (s *session) startAgent(ctx context.Context) error {
 		return err
 	}
 	s.say("The manager has made DaemonSet %s/%s,", pod.Namespace, subsystem.AgentName)
-	s.say("which has a pod for %s. There being no kubelet, this program starts it, with the pod's", nodeName)
+	s.say("which has a pod for %s. There being no kubelet, this program starts it, with the pod's", s.nodeName)
 	s.say("environment: as a process of root, where a container would have three capabilities.")
 	a := s.newProgram("agent")
 	if a.metrics, err = controlplane.FreeAddress(); err != nil {
@@ -168,7 +168,7 @@ func (s *session) startAgent(ctx context.Context) error {
 	if err := s.run(a, environ); err != nil {
 		return err
 	}
-	s.agent = a
+	s.agentMetrics = agentMetrics{address: a.metrics, command: fmt.Sprintf("curl -s http://%s/metrics", a.metrics)}
 	s.later("stopping the agent, and having agent --cleanup take its programs away", func(ctx context.Context) error {
 		return s.stopAgent(ctx, a, environ, pins)
 	})
@@ -185,13 +185,13 @@ func (s *session) startAgent(ctx context.Context) error {
 // agentPod waits for the pod of the agents' DaemonSet.
 func (s *session) agentPod(ctx context.Context) (*corev1.Pod, error) {
 	var pod *corev1.Pod
-	_, err := s.await(ctx, "the DaemonSet has a pod on "+nodeName, func(ctx context.Context) (bool, error) {
+	_, err := s.await(ctx, "the DaemonSet has a pod on "+s.nodeName, func(ctx context.Context) (bool, error) {
 		pods := &corev1.PodList{}
 		if err := s.client.List(ctx, pods, client.InNamespace(s.settings.PodNamespace), agentPods); err != nil {
 			return false, err
 		}
 		for i := range pods.Items {
-			if pods.Items[i].Spec.NodeName == nodeName {
+			if pods.Items[i].Spec.NodeName == s.nodeName {
 				pod = &pods.Items[i]
 			}
 		}
@@ -245,5 +245,5 @@ func (s *session) stopAgent(ctx context.Context, a *program, environ map[string]
 // ebpfNode reads the agent's report.
 func (s *session) ebpfNode(ctx context.Context) (*v1alpha1.EBPFNode, error) {
 	node := &v1alpha1.EBPFNode{}
-	return node, s.client.Get(ctx, client.ObjectKey{Namespace: s.settings.PodNamespace, Name: nodeName}, node)
+	return node, s.client.Get(ctx, client.ObjectKey{Namespace: s.settings.PodNamespace, Name: s.nodeName}, node)
 }

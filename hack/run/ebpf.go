@@ -31,7 +31,7 @@ const (
 
 // prepareEBPF looks whether this machine can show the eBPF sample, and makes the
 // place for its pods. With the feature flag off there is no sample to show.
-func (s *session) prepareEBPF() (*sample, error) {
+func (s *session) prepareEBPF() (*scene, error) {
 	if !s.settings.EBPFEnabled {
 		return nil, nil
 	}
@@ -40,37 +40,52 @@ func (s *session) prepareEBPF() (*sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	sample, err := readSample(filepath.Join(s.samples, "ebpf"))
+	sc, err := s.readScene()
 	if err != nil {
 		return nil, err
 	}
-	if err := s.makeReal(sample.namespace()); err != nil {
+	if err := s.makeReal(sc.namespace()); err != nil {
 		return nil, err
 	}
 	s.say("kernel %s, cgroup v2 at %s; it counts system calls and filters packets", facts.Kernel, facts.CgroupRoot)
 	s.say("made, for this alone: cgroup %s,", s.real.node.Root())
 	s.say("BPF file system %s, a network namespace with a bridge", s.real.node.BPFFS())
-	return sample, nil
+	return sc, nil
 }
 
 // scene are the pods of the eBPF sample, and what happens between them.
 type scene struct {
 	*sample
-	server, client   *realPod
+	stage
+	server, client   *corev1.Pod
 	allowed, blocked int32 // ports of the server
 }
 
-// showEBPF starts the agent, applies the eBPF sample, and shows what its programs
-// do.
-func (s *session) showEBPF(ctx context.Context, sample *sample) error {
+// readScene reads the eBPF sample.
+func (s *session) readScene() (*scene, error) {
+	sample, err := readSample(filepath.Join(s.samples, "ebpf"))
+	if err != nil {
+		return nil, err
+	}
+	sc := &scene{sample: sample, server: sample.selected[0], client: sample.selected[1]}
+	return sc, sc.ports(sc.server)
+}
+
+// showEBPF starts the agent, and shows what its programs do.
+func (s *session) showEBPF(ctx context.Context, sc *scene) error {
 	if err := s.startAgent(ctx); err != nil {
 		return err
 	}
-	if err := s.apply(ctx, sample); err != nil {
+	return s.show(ctx, sc, &processStage{machinery: s.real})
+}
+
+// show applies the eBPF sample, and shows what the agent's programs do on a stage.
+func (s *session) show(ctx context.Context, sc *scene, on stage) error {
+	sc.stage = on
+	if err := s.apply(ctx, sc.sample); err != nil {
 		return err
 	}
-	sc, err := s.setScene(ctx, sample)
-	if err != nil {
+	if err := s.setScene(ctx, sc); err != nil {
 		return err
 	}
 	for _, show := range []func(context.Context, *scene) error{s.showAttached, s.showConnections, s.showSyscalls, s.showFirewall, s.showReport} {
@@ -105,52 +120,55 @@ func (sc *scene) ports(server *corev1.Pod) error {
 }
 
 // setScene waits until the sample's pods run.
-func (s *session) setScene(ctx context.Context, sample *sample) (*scene, error) {
-	sc := &scene{sample: sample}
-	server, other := sample.selected[0], sample.selected[1]
-	if err := sc.ports(server); err != nil {
-		return nil, err
-	}
-	for _, pod := range []*corev1.Pod{server, other} {
+func (s *session) setScene(ctx context.Context, sc *scene) error {
+	for _, pod := range sc.pods() {
 		_, err := s.await(ctx, fmt.Sprintf("pod %s runs", pod.Name), func(ctx context.Context) (bool, error) {
 			err := s.client.Get(ctx, client.ObjectKeyFromObject(pod), pod)
 			return err == nil && pod.Status.Phase == corev1.PodRunning, err
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	var err error
-	if sc.server, err = s.real.pod(server.UID); err != nil {
-		return nil, err
+	if err := sc.enter(sc.server, sc.client); err != nil {
+		return err
 	}
-	sc.client, err = s.real.pod(other.UID)
-	return sc, err
+	_, err := s.await(ctx, fmt.Sprintf("pod %s listens on port %d", sc.server.Name, sc.allowed), func(ctx context.Context) (bool, error) {
+		return sc.listens(ctx, sc.allowed)
+	})
+	return err
 }
 
-func (sc *scene) pods() []*realPod { return []*realPod{sc.server, sc.client} }
+func (sc *scene) pods() []*corev1.Pod { return []*corev1.Pod{sc.server, sc.client} }
 
 // showAttached waits until both programs serve both pods.
 func (s *session) showAttached(ctx context.Context, sc *scene) error {
 	s.step("Programs for each pod that the config %s selects", sc.config.Name)
-	s.say("These two pods are real: each has a cgroup and a network namespace of its own, and a process")
-	s.say("in them, which is this program in another role (%s is not pulled).", sc.selected[0].Spec.Containers[0].Image)
+	for _, line := range sc.about() {
+		s.say("%s", line)
+	}
 	for _, p := range sc.pods() {
 		wanted := []string{"l4_firewall", "syscall_counter"}
-		took, err := s.await(ctx, fmt.Sprintf("programs serve pod %s", p.name), func(ctx context.Context) (bool, error) {
+		took, err := s.await(ctx, fmt.Sprintf("programs serve pod %s", p.Name), func(ctx context.Context) (bool, error) {
 			all, err := s.scrape(ctx)
 			if err != nil {
 				return false, err
 			}
-			got := all.by("ebpf_attached_programs", sc.namespace(), p.name, "program_type")
+			got := all.by("ebpf_attached_programs", sc.namespace(), p.Name, "program_type")
 			return got[wanted[0]] == 1 && got[wanted[1]] == 1, nil
 		})
 		if err != nil {
 			return err
 		}
 		s.say("")
-		s.say("%s  process %d, addresses %s and %s", s.styled(bold, p.name), p.main().PID(), p.IPv4(), p.IPv6())
-		s.say("        cgroup …%s", strings.TrimPrefix(p.Cgroup(), s.real.node.Root()))
+		for i, line := range sc.describe(p) {
+			if i == 0 {
+				line = s.styled(bold, p.Name) + "  " + line
+			} else {
+				line = "        " + line
+			}
+			s.say("%s", line)
+		}
 		s.say("        served by %s, after %s", strings.Join(wanted, " and "), seconds(took))
 	}
 	return nil
@@ -163,10 +181,11 @@ type attempt struct {
 	err      error
 }
 
-func (sc *scene) try(name string, from *sandbox.Peer, port int32, limit time.Duration) attempt {
-	a := attempt{from: name, to: fmt.Sprintf("%s:%d", sc.server.name, port)}
+// try has somebody connect to a port of the server.
+func (sc *scene) try(ctx context.Context, name string, dial func(context.Context, int32, time.Duration) error, port int32, limit time.Duration) attempt {
+	a := attempt{from: name, to: fmt.Sprintf("%s:%d", sc.server.Name, port)}
 	began := time.Now()
-	a.err = from.Dial("tcp", sc.server.at(port), limit)
+	a.err = dial(ctx, port, limit)
 	a.took = time.Since(began)
 	return a
 }
@@ -189,18 +208,18 @@ func (s *session) tell(a attempt, why string) {
 // denies, and one that the server's drops.
 func (s *session) showConnections(ctx context.Context, sc *scene) error {
 	s.step("A connection that is allowed, and two that are not (blockedPorts: %d)", sc.blocked)
-	passes := sc.try(sc.client.name, sc.client.main(), sc.allowed, s.patience)
+	passes := sc.try(ctx, sc.client.Name, sc.dial, sc.allowed, s.patience)
 	s.tell(passes, "no rule is against it")
 	if passes.err != nil {
 		return fmt.Errorf("the connection to %s should have been allowed: %w", passes.to, passes.err)
 	}
-	denied := sc.try(sc.client.name, sc.client.main(), sc.blocked, s.patience)
-	s.tell(denied, fmt.Sprintf("the firewall of %s (egress) denies it at once; no packet is sent", sc.client.name))
+	denied := sc.try(ctx, sc.client.Name, sc.dial, sc.blocked, s.patience)
+	s.tell(denied, fmt.Sprintf("the firewall of %s (egress) denies it at once; no packet is sent", sc.client.Name))
 	if !errors.Is(denied.err, os.ErrPermission) {
 		return fmt.Errorf("the connection to %s should have been denied with EPERM: %w", denied.to, orNil(denied.err))
 	}
-	dropped := sc.try("the node", s.real.outside, sc.blocked, silence)
-	s.tell(dropped, fmt.Sprintf("the firewall of %s (ingress) drops its packets, so that the node waits in vain", sc.server.name))
+	dropped := sc.try(ctx, sc.outside(), sc.dialOutside, sc.blocked, silence)
+	s.tell(dropped, fmt.Sprintf("the firewall of %s (ingress) drops its packets, so that %s waits in vain", sc.server.Name, sc.outside()))
 	if !errors.Is(dropped.err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("the connection to %s should have been dropped: %w", dropped.to, orNil(dropped.err))
 	}
@@ -219,19 +238,20 @@ func orNil(err error) error {
 // showSyscalls has the client make a known number of calls, and shows what was
 // counted.
 func (s *session) showSyscalls(ctx context.Context, sc *scene) error {
-	s.step("System calls of each pod: curl http://%s/metrics", s.agent.metrics)
-	if err := sc.client.main().Calls(-1, knownCalls); err != nil {
+	s.step("System calls of each pod: %s", s.agentMetrics.command)
+	if err := sc.call(ctx); err != nil {
 		return fmt.Errorf("making system calls: %w", err)
 	}
 	var all samples
-	_, err := s.await(ctx, fmt.Sprintf("%d calls of getppid are counted", knownCalls), func(ctx context.Context) (_ bool, err error) {
+	called, exact, note := sc.called()
+	_, err := s.await(ctx, fmt.Sprintf("%d calls of %s are counted", knownCalls, called), func(ctx context.Context) (_ bool, err error) {
 		if all, err = s.scrape(ctx); err != nil {
 			return false, err
 		}
-		got := all.by(metricSyscalls, sc.namespace(), sc.client.name, "syscall")["getppid"]
+		got := all.by(metricSyscalls, sc.namespace(), sc.client.Name, "syscall")[called]
 		switch {
-		case got > knownCalls:
-			return true, fmt.Errorf("%d calls of getppid were counted, %d made", got, knownCalls)
+		case exact && got > knownCalls:
+			return true, fmt.Errorf("%d calls of %s were counted, %d made", got, called, knownCalls)
 		case got < knownCalls:
 			return false, fmt.Errorf("%d are counted", got)
 		}
@@ -242,16 +262,16 @@ func (s *session) showSyscalls(ctx context.Context, sc *scene) error {
 	}
 	rows := [][]string{{"POD", "SYSCALL", "CALLS"}}
 	for _, p := range sc.pods() {
-		counts := all.by(metricSyscalls, sc.namespace(), p.name, "syscall")
+		counts := all.by(metricSyscalls, sc.namespace(), p.Name, "syscall")
 		if len(counts) == 0 {
-			return fmt.Errorf("no system call of pod %s was counted", p.name)
+			return fmt.Errorf("no system call of pod %s was counted", p.Name)
 		}
 		for _, name := range mostFirst(counts) {
-			rows = append(rows, []string{p.name, name, fmt.Sprint(counts[name])})
+			rows = append(rows, []string{p.Name, name, fmt.Sprint(counts[name])})
 		}
 	}
 	s.table(rows)
-	s.say("(%s was told to call getppid %d times; nothing else in it does.)", sc.client.name, knownCalls)
+	s.say("%s", note)
 	return nil
 }
 
@@ -262,12 +282,12 @@ func (s *session) showFirewall(ctx context.Context, sc *scene) error {
 	rows := [][]string{{"POD", "ALLOWED", "BLOCKED", "WOULD_BLOCK", "TCP_PACKETS", "UDP_PACKETS"}}
 	for _, p := range sc.pods() {
 		var got map[string]uint64
-		_, err := s.await(ctx, fmt.Sprintf("one allowed and one blocked connection of pod %s are counted", p.name), func(ctx context.Context) (bool, error) {
+		_, err := s.await(ctx, fmt.Sprintf("one allowed and one blocked connection of pod %s are counted", p.Name), func(ctx context.Context) (bool, error) {
 			all, err := s.scrape(ctx)
 			if err != nil {
 				return false, err
 			}
-			got = all.by(metricFirewall, sc.namespace(), p.name, "stat_type")
+			got = all.by(metricFirewall, sc.namespace(), p.Name, "stat_type")
 			if got["allowed"] != 1 || got["blocked"] != 1 {
 				return false, fmt.Errorf("there are %v", got)
 			}
@@ -276,7 +296,7 @@ func (s *session) showFirewall(ctx context.Context, sc *scene) error {
 		if err != nil {
 			return err
 		}
-		row := []string{p.name}
+		row := []string{p.Name}
 		for _, stat := range stats {
 			row = append(row, fmt.Sprint(got[stat]))
 		}
@@ -340,13 +360,9 @@ func (s *session) exploreEBPF() {
 	s.say("")
 	s.say("With the programs:")
 	s.say("kubectl get ebpfnodes,pcmc -A")
-	s.say("kubectl describe ebpfnode -n %s %s", s.settings.PodNamespace, nodeName)
-	s.say("curl -s http://%s/metrics | grep _ebpf_", s.agent.metrics)
+	s.say("kubectl describe ebpfnode -n %s %s", s.settings.PodNamespace, s.nodeName)
 	s.say("kubectl edit pcmc -n %s %s   # another port, mode: audit, …", sc.namespace(), sc.config.Name)
-	s.say("# a shell inside of %s: in its network, and counted and filtered as it is", sc.client.name)
-	s.say("sh -c 'echo $$ >%s/cgroup.procs; exec nsenter -t %d -n bash'", sc.client.first.Cgroup(), sc.client.main().PID())
-	s.say("  : </dev/tcp/%s/%d && echo connected", sc.server.IPv4(), sc.allowed)
-	s.say("  : </dev/tcp/%s/%d && echo connected", sc.server.IPv4(), sc.blocked)
+	sc.explore(s, sc)
 }
 
 // precise writes a time of any length with three digits.

@@ -126,21 +126,30 @@ func TestEBPFWhereTheMachineCannot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := exec.Command(filepath.Join(dir, "run"))
-	run.Env = []string{"EBPF_ENABLED=true"}
 	if os.Geteuid() == 0 {
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		run.Dir = "/"
-		run.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	}
-	out, err := run.CombinedOutput()
-	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 {
-		t.Errorf("ended with %v, want code 1", err)
+	try := func(environ ...string) string {
+		run := exec.Command(filepath.Join(dir, "run"))
+		run.Env = environ
+		if os.Geteuid() == 0 {
+			run.Dir = "/"
+			run.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		}
+		out, err := run.CombinedOutput()
+		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+			t.Errorf("%v ended with %v, want code 1", environ, err)
+		}
+		return string(out)
 	}
-	if !strings.Contains(string(out), "this machine lacks:\n  - root (this is user ") || strings.Contains(string(out), "control plane") {
+	out := try("EBPF_ENABLED=true")
+	if !strings.Contains(out, "pretended to run: this is user ") || !strings.Contains(out, "this machine lacks:\n  - root (this is user ") || strings.Contains(out, "control plane") {
 		t.Errorf("printed\n%s", out)
+	}
+	if out := try("NODE=true"); !strings.Contains(out, "run: NODE=true wants a real node here: this is user ") {
+		t.Errorf("with NODE=true printed\n%s", out)
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	nodeName = "demo-node"
+	demoNode = "demo-node"
 	nodeIP   = "192.0.2.1" // TEST-NET-1
 )
 
@@ -38,7 +38,7 @@ type kubelet struct {
 func (s *session) startKubelet(ctx context.Context) error {
 	s.say("")
 	s.say("There is no kubelet here, so nothing starts the pods' containers. Instead, this program")
-	s.say("binds them to %s, a node that does not exist, and sets their status to Running.", nodeName)
+	s.say("binds them to %s, a node that does not exist, and sets their status to Running.", demoNode)
 	k := &kubelet{client: s.client, real: s.real}
 	s.kubelet = k
 	if err := k.register(ctx); err != nil {
@@ -61,8 +61,8 @@ func (s *session) startKubelet(ctx context.Context) error {
 // register makes the node. Its Lease keeps it ready: the pods of a node that is
 // not get evicted.
 func (k *kubelet) register(ctx context.Context) error {
-	k.node = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName, Labels: map[string]string{
-		corev1.LabelHostname: nodeName, corev1.LabelOSStable: runtime.GOOS, corev1.LabelArchStable: runtime.GOARCH,
+	k.node = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: demoNode, Labels: map[string]string{
+		corev1.LabelHostname: demoNode, corev1.LabelOSStable: runtime.GOOS, corev1.LabelArchStable: runtime.GOARCH,
 	}}}
 	if err := k.client.Create(ctx, k.node); err != nil {
 		return fmt.Errorf("making the pretended node: %w", err)
@@ -77,8 +77,8 @@ func (k *kubelet) register(ctx context.Context) error {
 	if err := k.client.Status().Patch(ctx, k.node, client.MergeFrom(before)); err != nil {
 		return fmt.Errorf("making the pretended node ready: %w", err)
 	}
-	holder, seconds := nodeName, int32(40)
-	k.lease = &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: nodeName, Namespace: corev1.NamespaceNodeLease}}
+	holder, seconds := demoNode, int32(40)
+	k.lease = &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: demoNode, Namespace: corev1.NamespaceNodeLease}}
 	k.lease.Spec = coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: &seconds, RenewTime: &metav1.MicroTime{Time: time.Now()}}
 	if err := k.client.Create(ctx, k.lease); err != nil {
 		return fmt.Errorf("making the Lease of the pretended node: %w", err)
@@ -140,7 +140,7 @@ func (k *kubelet) servePod(ctx context.Context, pod *corev1.Pod) error {
 	case pod.DeletionTimestamp != nil:
 		return k.client.Delete(ctx, pod, client.GracePeriodSeconds(0), client.Preconditions{UID: &pod.UID})
 	case pod.Spec.NodeName == "":
-		return k.client.SubResource("binding").Create(ctx, pod, &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: nodeName}})
+		return k.client.SubResource("binding").Create(ctx, pod, &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: demoNode}})
 	case pod.Status.Phase == corev1.PodPending:
 		addresses, err := k.run(pod)
 		if err != nil || len(addresses) == 0 {

@@ -10,9 +10,26 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
-// local shows the operator on a control plane that lives as long as the session,
-// and with the feature flag on, the node agent on this machine.
+// local shows the operator on this machine: in a cluster with a real node where there
+// can be one, or else on a control plane alone.
 func (s *session) local(ctx context.Context) error {
+	reason, err := s.noNode()
+	if err != nil {
+		return err
+	}
+	s.settings.PodNamespace = cmp.Or(s.settings.PodNamespace, operatorNamespace)
+	if reason == "" {
+		s.settings.PodNamespace = operatorNamespace
+		return s.onNode(ctx)
+	}
+	s.say("No real node, so the API server alone, and pods that are pretended to run: %s", reason)
+	return s.withoutNode(ctx)
+}
+
+// withoutNode shows the operator on a control plane that lives as long as the session,
+// and with the feature flag on, the node agent on this machine.
+func (s *session) withoutNode(ctx context.Context) error {
+	s.nodeName = demoNode
 	watched, err := s.prepareEBPF()
 	if err != nil {
 		return err
@@ -34,7 +51,7 @@ func (s *session) local(ctx context.Context) error {
 	if err := s.startKubelet(ctx); err != nil {
 		return err
 	}
-	if err := s.tour(ctx, sample, isRunning); err != nil {
+	if err := s.tour(ctx, sample, s.isRunning); err != nil {
 		return err
 	}
 	if watched != nil {

@@ -27,7 +27,12 @@ type samples map[string]*dto.MetricFamily
 
 // scrape reads the agent's /metrics.
 func (s *session) scrape(ctx context.Context) (samples, error) {
-	response, err := get(ctx, s.agent.metrics, "/metrics")
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.agentMetrics.address+"/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	web := &http.Client{Transport: &http.Transport{DialContext: s.agentMetrics.dial, DisableKeepAlives: true}}
+	response, err := web.Do(request)
 	if err != nil {
 		return nil, err
 	}

@@ -22,8 +22,8 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
-// cluster is one that somebody has already.
-type cluster struct {
+// remoteCluster is a cluster that somebody has already.
+type remoteCluster struct {
 	client  client.Client
 	environ string
 }
@@ -36,7 +36,7 @@ func TestRemote(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer plane.Stop()
-	c := &cluster{environ: "KUBECONFIG=" + plane.Kubeconfig()}
+	c := &remoteCluster{environ: "KUBECONFIG=" + plane.Kubeconfig()}
 	if c.client, err = harness.NewClient(plane.Config()); err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,7 @@ func TestRemote(t *testing.T) {
 }
 
 // wantAsBefore fails unless the cluster is empty again.
-func (c *cluster) wantAsBefore(t *testing.T) {
+func (c *remoteCluster) wantAsBefore(t *testing.T) {
 	t.Helper()
 	for _, gone := range []client.Object{
 		&apiextensionsv1.CustomResourceDefinition{ObjectMeta: metav1.ObjectMeta{Name: kindConfig.crd}},
@@ -87,7 +87,7 @@ func (c *cluster) wantAsBefore(t *testing.T) {
 	}
 }
 
-func (c *cluster) create(t *testing.T, objects ...client.Object) {
+func (c *remoteCluster) create(t *testing.T, objects ...client.Object) {
 	t.Helper()
 	for _, object := range objects {
 		if err := c.client.Create(t.Context(), object, client.FieldOwner(observed.FieldManager)); err != nil {
@@ -96,7 +96,7 @@ func (c *cluster) create(t *testing.T, objects ...client.Object) {
 	}
 }
 
-func checkSecondManager(t *testing.T, c *cluster) {
+func checkSecondManager(t *testing.T, c *remoteCluster) {
 	holder, seconds := "another-manager", int32(3600)
 	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: "podconfigmap-controller-lock", Namespace: "default"}}
 	lease.Spec = coordinationv1.LeaseSpec{HolderIdentity: &holder, LeaseDurationSeconds: &seconds, RenewTime: &metav1.MicroTime{Time: time.Now()}}
@@ -110,7 +110,7 @@ func checkSecondManager(t *testing.T, c *cluster) {
 
 // checkFlag runs with EBPF_ENABLED=true: where the operator is not installed,
 // where no image is known, and where the manager deploys agents.
-func checkFlag(t *testing.T, c *cluster) {
+func checkFlag(t *testing.T, c *remoteCluster) {
 	start(t, []string{c.environ, "ONCE=true", "EBPF_ENABLED=true"}).end(t, 0,
 		"installed its CRD ebpfnodes", "There is no ServiceAccount podconfigmap-controller-system/podconfigmap-controller-agent", "removed here: 0 DaemonSet(s)")
 	c.wantAsBefore(t)
@@ -144,7 +144,7 @@ func checkFlag(t *testing.T, c *cluster) {
 
 // checkOthers has the CRD, a config, and a ConfigMap of an earlier manager there
 // before, and a config made while the session runs.
-func checkOthers(t *testing.T, c *cluster) {
+func checkOthers(t *testing.T, c *remoteCluster) {
 	if err := harness.InstallCRD(t.Context(), c.client); err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func checkOthers(t *testing.T, c *cluster) {
 
 // checkSampleThere has the sample's namespace there before, and then one of its
 // pods, too. It follows checkOthers, which leaves the CRD.
-func checkSampleThere(t *testing.T, c *cluster) {
+func checkSampleThere(t *testing.T, c *remoteCluster) {
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "podconfigmap-demo"}}
 	c.create(t, namespace)
 	sampled := []string{c.environ, "ONCE=true", "SAMPLE=true"}
@@ -201,7 +201,7 @@ func checkSampleThere(t *testing.T, c *cluster) {
 }
 
 // wantPods fails unless the namespace is as it was, with just these pods.
-func (c *cluster) wantPods(t *testing.T, namespace *corev1.Namespace, want ...types.UID) {
+func (c *remoteCluster) wantPods(t *testing.T, namespace *corev1.Namespace, want ...types.UID) {
 	t.Helper()
 	now, pods := &corev1.Namespace{}, &corev1.PodList{}
 	if err := c.client.Get(t.Context(), client.ObjectKeyFromObject(namespace), now); err != nil || now.UID != namespace.UID || now.DeletionTimestamp != nil {

@@ -94,7 +94,8 @@ func start(t *testing.T, environ []string, args ...string) *process {
 	log := filepath.Join(t.TempDir(), "manager.log")
 	p.Cmd = exec.Command(filepath.Join(dir, "run"), append([]string{"-manager", filepath.Join(dir, "manager"), "-log", log}, args...)...)
 	p.Dir = root
-	p.Env = append([]string{"HOME=" + os.Getenv("HOME"), "PATH=" + os.Getenv("PATH"), "TMPDIR=" + p.tmp}, environ...)
+	// The tests with a real node are in node_test.go.
+	p.Env = append([]string{"NODE=false", "HOME=" + os.Getenv("HOME"), "PATH=" + os.Getenv("PATH"), "TMPDIR=" + p.tmp}, environ...)
 	p.Stdout, p.Stderr = p, p
 	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.Start(); err != nil {
@@ -178,6 +179,7 @@ func TestTourUntilInterrupted(t *testing.T) {
 	p.awaitOutput(t, "Ctrl-C stops everything")
 	p.interrupt(t)
 	p.end(t, 0,
+		"No real node, so the API server alone, and pods that are pretended to run: NODE=false",
 		"sets their status to Running",
 		"summary                            Orders (backend) is running on demo-node",
 		"bystander has none",
@@ -210,6 +212,7 @@ func TestBadOptions(t *testing.T) {
 	skipShort(t)
 	for _, tc := range []struct{ environ, message string }{
 		{"ONCE=often", `reading ONCE="often": use true or false`},
+		{"NODE=some", `reading NODE="some": use true or false`},
 		{"CONTROLLER_POD_WORKERS=none", `CONTROLLER_POD_WORKERS="none": use a whole number`},
 		{"EBPF_ENABLED=perhaps", `EBPF_ENABLED="perhaps": use true or false`},
 		{"KUBECONFIG=/nowhere", `reading KUBECONFIG="/nowhere": there is no such file`},

@@ -28,12 +28,16 @@ type session struct {
 	alive    context.Context
 	over     context.CancelCauseFunc // ends alive: a program has ended
 	kubelet  *kubelet
+	nodeName string // of the sample's pods
 	// Of the eBPF part, on a control plane of its own.
 	real            *machinery
-	agent           *program
 	agentKubeconfig string
-	scene           *scene
-	followed        string // namespace whose changes show while the session stays
+	// With a real node.
+	cluster *realNode
+	// Of the eBPF part.
+	agentMetrics agentMetrics
+	scene        *scene
+	followed     string // namespace whose changes show while the session stays
 	// undo holds what takes away what was made, in the order of making.
 	undo []undo
 }
@@ -141,6 +145,9 @@ func (s *session) await(ctx context.Context, what string, ask func(context.Conte
 	}
 	for _, p := range s.programs {
 		err = fmt.Errorf("%w\n%s", err, p.logTail())
+	}
+	if s.cluster != nil {
+		err = fmt.Errorf("%w\n%s", err, s.cluster.podLogs(ctx))
 	}
 	return 0, err
 }

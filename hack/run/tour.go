@@ -25,8 +25,8 @@ type shown func(data map[string]string) bool
 
 func exists(map[string]string) bool { return true }
 
-func isRunning(data map[string]string) bool {
-	return data["phase"] == string(corev1.PodRunning) && data["nodeName"] == nodeName
+func (s *session) isRunning(data map[string]string) bool {
+	return data["phase"] == string(corev1.PodRunning) && data["nodeName"] == s.nodeName
 }
 
 // tour shows that ConfigMaps appear, follow a label and go with their pod.
@@ -155,6 +155,9 @@ func (s *session) explore(sample *sample) {
 	s.say("kubectl explain pcmc.spec")
 	if _, err := exec.LookPath("kubectl"); err != nil {
 		s.say("(no kubectl here: make kubectl builds bin/kubectl)")
+	}
+	if s.cluster != nil {
+		s.exploreNode()
 	}
 	if s.scene != nil {
 		s.exploreEBPF()
