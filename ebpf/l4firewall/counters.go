@@ -6,7 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
+	"math/bits"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -192,8 +193,21 @@ func (t *counterTable) close() error {
 // flowTable is the flows of UDP that live.
 type flowTable struct {
 	flows, events *ebpf.Map
-	evictions     uint64
+	// seed of the hash that tells a flow's bucket. Whoever could tell the hash could
+	// have the flows of others forgotten.
+	seed uint64
 }
+
+// waysPerBucket is WAYS in C. When as many flows live as the table is made for half
+// of the ways are free, and in few buckets none is: one flow of a hundred is forgotten.
+const waysPerBucket = 8
+
+// bucketsFor returns how many buckets a table for so many flows has.
+func bucketsFor(flows uint32) uint32 {
+	return 1 << bits.Len32(max(flows, waysPerBucket)*2/waysPerBucket-1)
+}
+
+var seedSpec = &ebpf.MapSpec{Name: "flow_seed", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}
 
 func openFlows(dir string, version int, spec, events *ebpf.MapSpec) (t *flowTable, err error) {
 	t = &flowTable{}
@@ -205,65 +219,29 @@ func openFlows(dir string, version int, spec, events *ebpf.MapSpec) (t *flowTabl
 	if t.events, err = adoptMap(filepath.Join(dir, mapPin("events", version, events.MaxEntries)), events, nil); err != nil {
 		return t, err
 	}
-	t.flows, err = adoptMap(filepath.Join(dir, mapPin("flows", version, spec.MaxEntries)), spec, nil)
-	return t, err
+	if t.flows, err = adoptMap(filepath.Join(dir, mapPin("flows", version, spec.MaxEntries)), spec, nil); err != nil {
+		return t, err
+	}
+	seed, err := adoptMap(filepath.Join(dir, mapPin("seed", version, 1)), seedSpec, func(m *ebpf.Map) error {
+		return m.Put(uint32(0), rand.Uint64())
+	})
+	if err != nil {
+		return t, err
+	}
+	return t, errors.Join(seed.Lookup(uint32(0), &t.seed), seed.Close())
 }
 
-// countEvictions returns how many flows the table has forgotten to make room:
-// those that it ever held less those that it holds.
+// countEvictions returns how many flows that lived were forgotten to make room.
 func (t *flowTable) countEvictions() (uint64, error) {
 	var cpus []l4firewallEvents
 	if err := t.events.Lookup(uint32(0), &cpus); err != nil {
 		return 0, fmt.Errorf("reading the flow table's events: %w", err)
 	}
-	var made uint64
+	var all uint64
 	for _, cpu := range cpus {
-		made += cpu.Flows
+		all += cpu.Evictions
 	}
-	// The kernel hands entries to each CPU by up to 128 at a time, and so evicts
-	// before the table is full.
-	if made-t.evictions <= uint64(max(0, int64(t.flows.MaxEntries())-int64(len(cpus))*128)) {
-		return t.evictions, nil
-	}
-	held, err := t.count()
-	if err != nil {
-		return 0, fmt.Errorf("counting the flow table's entries: %w", err)
-	}
-	if made > held { // Less only while flows come in.
-		t.evictions = max(t.evictions, made-held)
-	}
-	return t.evictions, nil
-}
-
-func (t *flowTable) count() (uint64, error) {
-	const batch = 4096
-	var cursor ebpf.MapBatchCursor
-	flows, seen := make([]l4firewallFlow, batch), make([]l4firewallSeen, batch)
-	var held uint64
-	for {
-		n, err := t.flows.BatchLookup(&cursor, flows, seen, nil)
-		held += uint64(n)
-		switch {
-		case errors.Is(err, ebpf.ErrKeyNotExist):
-			return held, nil
-		case errors.Is(err, ebpf.ErrNotSupported):
-			return t.countOneByOne()
-		case err != nil:
-			return 0, err
-		case held > math.MaxUint32:
-			return 0, errors.New("the table has no end")
-		}
-	}
-}
-
-func (t *flowTable) countOneByOne() (held uint64, err error) {
-	var flow l4firewallFlow
-	var seen l4firewallSeen
-	i := t.flows.Iterate()
-	for i.Next(&flow, &seen) {
-		held++
-	}
-	return held, i.Err()
+	return all, nil
 }
 
 func (t *flowTable) close() error { return closeMaps(t.flows, t.events) }

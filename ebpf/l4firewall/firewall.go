@@ -29,8 +29,8 @@ type Options struct {
 	// Slots is one more than the highest slot, by default 1,024. Slots that an
 	// earlier agent had stay.
 	Slots uint32
-	// Flows is the size of the table of UDP flows, by default 65,536. As long as
-	// pods are attached the table of an earlier agent keeps its size: what was
+	// Flows is how many UDP flows the table is made for, by default 65,536. As long
+	// as pods are attached the table of an earlier agent keeps its size: what was
 	// copied to another would lack the flows that began meanwhile.
 	Flows uint32
 }
@@ -146,7 +146,7 @@ func (f *Firewall) begin(o Options, b build) error {
 // size sets the sizes of the maps.
 func (f *Firewall) size(spec *ebpf.CollectionSpec, o Options, b build) error {
 	f.slots = cmp.Or(o.Slots, defaultSlots)
-	flows := cmp.Or(o.Flows, defaultFlows)
+	buckets := bucketsFor(cmp.Or(o.Flows, defaultFlows))
 	list, err := names(f.dir)
 	if err != nil {
 		return err
@@ -156,11 +156,11 @@ func (f *Firewall) size(spec *ebpf.CollectionSpec, o Options, b build) error {
 			f.slots = max(f.slots, entries)
 		}
 		if entries, ok := entriesOf(name, "flows"); ok && len(f.attached) > 0 && name == mapPin("flows", b.flows, entries) {
-			flows = entries
+			buckets = entries
 		}
 	}
 	for name, entries := range map[string]uint32{
-		"pods": f.slots, "counters": f.slots, "policies": policyEntries(f.slots), "flows": flows,
+		"pods": f.slots, "counters": f.slots, "policies": policyEntries(f.slots), "flows": buckets,
 		"syns": rememberedSYNs, "blocked": rememberedBlocked, "events": 1,
 	} {
 		spec.Maps[name].MaxEntries = entries
@@ -208,7 +208,12 @@ func (f *Firewall) openMaps(spec *ebpf.CollectionSpec, b build) (err error) {
 		}
 		f.others[name] = m
 	}
-	return nil
+	return setHash(spec, f.flows.seed)
+}
+
+// setHash tells the programs how they find a flow's bucket.
+func setHash(spec *ebpf.CollectionSpec, seed uint64) error {
+	return errors.Join(spec.Variables["flow_seed"].Set(seed), spec.Variables["bucket_mask"].Set(spec.Maps["flows"].MaxEntries-1))
 }
 
 // copyPods fills a map of pods' settings from one of another size or layout.
@@ -326,6 +331,7 @@ func (f *Firewall) sweep(b build) error {
 		"events":  mapPin("events", b.flows, 1),
 		"syns":    mapPin("syns", b.syns, rememberedSYNs),
 		"blocked": mapPin("blocked", b.flows, rememberedBlocked),
+		"seed":    mapPin("seed", b.flows, 1),
 	}
 	for _, name := range list {
 		for kind, keep := range current {
@@ -374,8 +380,8 @@ func (f *Firewall) Read(do func(slot uint32, c Counters)) error {
 	return nil
 }
 
-// FlowEvictions returns how many UDP flows were forgotten to make room for
-// others; replies to those are judged as new flows.
+// FlowEvictions returns how many UDP flows that lived were forgotten to make room
+// for others; replies to those are judged as new flows.
 func (f *Firewall) FlowEvictions() (uint64, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -39,6 +39,9 @@ enum verdict { ALLOWED, BLOCKED, WOULD_BLOCK };
 // several CPUs, which would take its cache line from each other.
 #define REFRESH_AGE 1000000000LL
 #define EXTENSION_HEADERS 8
+#define WAYS 8
+// A tick of the flow table: 0.13 s.
+#define TICK_SHIFT 27
 #define OWN_ADDRESSES 8
 // Direction of a remembered SYN or blocked flow, in its slot.
 #define IN_EGRESS (1U << 31)
@@ -89,7 +92,7 @@ struct flow {
 	__u32 slot;
 	__u16 local_port, remote_port; // as on the wire
 	__u32 local[4], remote[4];     // IPv4 addresses as ::ffff:a.b.c.d
-};
+} __attribute__((aligned(8)));
 
 struct seen {
 	__u64 time; // of the last packet, up to REFRESH_AGE old
@@ -100,11 +103,34 @@ struct seen {
 struct syn {
 	struct flow flow;
 	__u32 sequence;
+	__u32 unused;
+};
+
+struct way {
+	struct flow flow;
+	struct seen seen;
+};
+
+// The only place of the flows of one hash. Its first cache line tells which way to
+// look at: to begin a flow takes two lines that are not at hand, where the kernel's
+// LRU takes ten.
+struct bucket {
+	struct bpf_spin_lock lock; // of who gives a way away
+	__u32 unused;
+	__u32 ticks[WAYS]; // of the last packet, as in seen; 0: free
+	__u16 tags[WAYS];  // more of the hash
+	__u64 unused_too;
+	struct way ways[WAYS];
 };
 
 struct events {
-	__u64 flows; // remembered ever
+	__u64 evictions; // of flows that lived
 };
+
+// Drawn once for a table: who could tell the hash could fill a bucket.
+const volatile __u64 flow_seed;
+// The number of buckets, a power of two, less one.
+const volatile __u32 bucket_mask;
 
 // The loader sets the numbers of entries.
 #define STORAGE(name)                                          \
@@ -150,10 +176,10 @@ struct {
 } counters SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
-	__type(key, struct flow);
-	__type(value, struct seen);
+	__type(key, __u32);
+	__type(value, struct bucket);
 } flows SEC(".maps");
 
 // Apart from the flows: a flood of what is blocked must not evict what lives.
@@ -419,6 +445,14 @@ static __always_inline int filter_syn(struct __sk_buff *skb, struct packet *pack
 	return verdict == BLOCKED ? DROP : PASS;
 }
 
+// When the pod of a slot was attached.
+static __always_inline __u64 since_of(__u32 slot)
+{
+	struct pod *pod = bpf_map_lookup_elem(&pods, &slot);
+
+	return pod ? pod->since : 0;
+}
+
 static __always_inline bool lives(struct seen *seen, __u64 now, __u64 since)
 {
 	// Signed: a clock with another resolution may have been ahead.
@@ -448,38 +482,133 @@ static __always_inline int drop_udp(struct flow *flow, enum direction direction,
 	return DROP;
 }
 
-static __always_inline void begin_flow(struct flow *flow, struct seen *before, enum direction direction,
-				       enum verdict verdict, __u64 now, struct counters *row)
+typedef __u64 __attribute__((may_alias)) word;
+
+static __always_inline __u64 hash_of(struct flow *flow)
+{
+	word *words = (word *)flow;
+	__u64 hash = flow_seed;
+
+#pragma unroll
+	for (int i = 0; i < sizeof(*flow) / sizeof(word); i++) {
+		hash = (hash ^ words[i]) * 0x9e3779b97f4a7c15;
+		hash ^= hash >> 32;
+	}
+	return hash;
+}
+
+static __always_inline bool same(struct flow *a, struct flow *b)
+{
+	word *left = (word *)a, *right = (word *)b;
+
+	return left[0] == right[0] && left[1] == right[1] && left[2] == right[2] && left[3] == right[3] &&
+	       left[4] == right[4];
+}
+
+// Returns the way that is a flow's, WAYS for none. Without the lock: while a way
+// changes hands its time is 0.
+static __always_inline __u32 find(struct bucket *bucket, struct flow *flow, __u16 tag)
+{
+#pragma unroll
+	for (__u32 i = 0; i < WAYS; i++) {
+		if (bucket->tags[i] == tag && same(&bucket->ways[i].flow, flow))
+			return i;
+	}
+	return WAYS;
+}
+
+static __always_inline void refresh_way(struct bucket *bucket, __u32 i, __u64 now)
+{
+	if ((__s64)(now - bucket->ways[i].seen.time) > REFRESH_AGE) {
+		bucket->ways[i].seen.time = now;
+		bucket->ticks[i] = now >> TICK_SHIFT;
+	}
+}
+
+// Remembers a flow in the place of the one that was silent for longest, or where it
+// has been before. Returns whether another CPU did so just now, and of when the flow
+// was whose way it took, in ticks, 0 for none.
+static __always_inline bool remember(struct bucket *bucket, struct flow *flow, __u16 tag, struct seen *entry,
+				     __u64 since, __u32 *evicted)
+{
+	__u32 chosen = 0, oldest = 0;
+	bool known;
+
+	bpf_spin_lock(&bucket->lock);
+	__u32 i = find(bucket, flow, tag);
+	known = i < WAYS;
+	if (known) {
+		chosen = i;
+	} else {
+		oldest = bucket->ticks[0];
+#pragma unroll
+		for (i = 1; i < WAYS; i++) {
+			if (bucket->ticks[i] < oldest) {
+				oldest = bucket->ticks[i];
+				chosen = i;
+			}
+		}
+	}
+	barrier_var(chosen);
+	chosen &= WAYS - 1;
+	struct way *way = &bucket->ways[chosen];
+	bool lost = known && lives(&way->seen, entry->time, since);
+	if (!lost) {
+		way->seen.time = 0;
+		barrier();
+		bucket->tags[chosen] = tag;
+		way->flow = *flow;
+		way->seen.direction = entry->direction;
+		way->seen.verdict = entry->verdict;
+		barrier();
+		way->seen.time = entry->time;
+		bucket->ticks[chosen] = entry->time >> TICK_SHIFT;
+	}
+	bpf_spin_unlock(&bucket->lock);
+	*evicted = oldest;
+	return lost;
+}
+
+static __always_inline void begin_flow(struct bucket *bucket, struct flow *flow, __u16 tag, enum direction direction,
+				       enum verdict verdict, __u64 now, __u64 since, struct counters *row)
 {
 	struct seen entry = {.time = now, .direction = direction, .verdict = verdict};
-	__u32 zero = 0;
+	__u32 evicted, zero = 0;
 
-	// An entry that was there is too old, and is used again.
-	long failure = bpf_map_update_elem(&flows, flow, &entry, before ? BPF_ANY : BPF_NOEXIST);
-	if (failure == -17)
+	if (remember(bucket, flow, tag, &entry, since, &evicted))
 		return;
 	count_connection(row, direction, verdict);
-	if (!failure && !before) {
+	if (evicted && (__s32)((__u32)(now >> TICK_SHIFT) - evicted) < FLOW_AGE >> TICK_SHIFT) {
 		struct events *mine = bpf_map_lookup_elem(&events, &zero);
 
 		if (mine)
-			add_one(&mine->flows);
+			add_one(&mine->evictions);
 	}
 }
 
 static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *packet, enum direction direction,
 				      __u32 slot, __u32 index, struct counters *row)
 {
-	struct pod *pod = bpf_map_lookup_elem(&pods, &slot);
-	__u64 since = pod ? pod->since : 0;
 	__u64 now = bpf_ktime_get_ns(); // The loader takes the coarse clock where there is one.
+	__u64 since = 0; // of no interest for what is not remembered
+	struct seen *before = NULL;
 	struct flow flow;
 
 	flow_of(skb, packet, direction, slot, &flow);
-	struct seen *before = bpf_map_lookup_elem(&flows, &flow);
+	__u64 hash = hash_of(&flow);
+	__u32 place = hash & bucket_mask;
+	__u16 tag = hash >> 48;
+	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place);
+	if (!bucket)
+		return DROP; // The mask names no other.
+	__u32 i = find(bucket, &flow, tag);
+	if (i < WAYS) {
+		before = &bucket->ways[i].seen;
+		since = since_of(slot);
+	}
 	bool live = lives(before, now, since);
 	if (live && before->direction != direction) {
-		refresh(before, now);
+		refresh_way(bucket, i, now);
 		return PASS;
 	}
 	struct policy *policy = policy_at(index);
@@ -487,16 +616,16 @@ static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *pack
 		return DROP;
 	enum verdict verdict = judge(policy, UDP, direction, packet->destination);
 	if (verdict == BLOCKED)
-		return drop_udp(&flow, direction, now, since, row);
+		return drop_udp(&flow, direction, now, since_of(slot), row);
 	if (!live) {
-		begin_flow(&flow, before, direction, verdict, now, row);
+		begin_flow(bucket, &flow, tag, direction, verdict, now, since, row);
 		return PASS;
 	}
 	if (before->verdict != verdict) { // The rules have changed: it counts again.
 		before->verdict = verdict;
 		count_connection(row, direction, verdict);
 	}
-	refresh(before, now);
+	refresh_way(bucket, i, now);
 	return PASS;
 }
 

@@ -26,6 +26,23 @@ type l4firewallBpfCgroupStorageKey struct {
 	_             [4]byte
 }
 
+type l4firewallBucket struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Unused    uint32
+	Ticks     [8]uint32
+	Tags      [8]uint16
+	UnusedToo uint64
+	Ways      [8]struct {
+		_    structs.HostLayout
+		Flow l4firewallFlow
+		Seen l4firewallSeen
+	}
+}
+
 type l4firewallCounters struct {
 	_           structs.HostLayout
 	Connections [2][4]uint64
@@ -33,8 +50,8 @@ type l4firewallCounters struct {
 }
 
 type l4firewallEvents struct {
-	_     structs.HostLayout
-	Flows uint64
+	_         structs.HostLayout
+	Evictions uint64
 }
 
 type l4firewallFlow struct {
@@ -65,6 +82,7 @@ type l4firewallSyn struct {
 	_        structs.HostLayout
 	Flow     l4firewallFlow
 	Sequence uint32
+	Unused   uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -86,6 +104,8 @@ const (
 	l4firewallProgConnect6       = "connect6"
 	l4firewallProgEgress         = "egress"
 	l4firewallProgIngress        = "ingress"
+	l4firewallVarBucketMask      = "bucket_mask"
+	l4firewallVarFlowSeed        = "flow_seed"
 )
 
 // loadL4firewall returns the embedded CollectionSpec for l4firewall.
@@ -157,6 +177,8 @@ type l4firewallMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type l4firewallVariableSpecs struct {
+	BucketMask *ebpf.VariableSpec `ebpf:"bucket_mask"`
+	FlowSeed   *ebpf.VariableSpec `ebpf:"flow_seed"`
 }
 
 // l4firewallObjects contains all objects after they have been loaded into the kernel.
@@ -212,6 +234,8 @@ func (m *l4firewallMaps) Close() error {
 //
 // It can be passed to loadL4firewallObjects or ebpf.CollectionSpec.LoadAndAssign.
 type l4firewallVariables struct {
+	BucketMask *ebpf.Variable `ebpf:"bucket_mask"`
+	FlowSeed   *ebpf.Variable `ebpf:"flow_seed"`
 }
 
 // l4firewallPrograms contains all programs after they have been loaded into the kernel.

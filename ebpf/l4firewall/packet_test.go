@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/podconfigmap/podconfigmap-controller/test/sandbox"
@@ -186,7 +187,8 @@ type testbench struct {
 	work     chan func()
 	programs [2]*ebpf.Program
 	counters *ebpf.Map
-	memory   []*ebpf.Map // that of flows and SYNs
+	flows    *flowTable
+	memory   []*ebpf.Map // that of blocked flows and SYNs
 	ifindex  uint32
 	model    *model
 	met      int
@@ -196,11 +198,26 @@ const benchSlot = 2
 
 func newTestbench(t testing.TB, p *Policy) *testbench {
 	t.Helper()
+	return newTestbenchOf(t, p, bucketsFor(1<<15))
+}
+
+// newTestbenchOf has a table of flows with so many buckets.
+func newTestbenchOf(t testing.TB, p *Policy, buckets uint32) *testbench {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("loading BPF programs needs root")
 	}
 	must(t, rlimit.RemoveMemlock())
 	b := &testbench{work: make(chan func()), model: newModel(p)}
+	b.addThread(t)
+	t.Cleanup(func() { close(b.work) })
+	b.load(t, p, buckets)
+	return b
+}
+
+// addThread starts a thread that runs programs, beside the others.
+func (b *testbench) addThread(t testing.TB) {
+	t.Helper()
 	ready := make(chan error)
 	go func() {
 		runtime.LockOSThread() // Never unlocked: the namespace goes with the thread.
@@ -210,9 +227,6 @@ func newTestbench(t testing.TB, p *Policy) *testbench {
 		}
 	}()
 	must(t, <-ready)
-	t.Cleanup(func() { close(b.work) })
-	b.load(t, p)
-	return b
 }
 
 func (b *testbench) enter() error {
@@ -233,7 +247,7 @@ func (b *testbench) enter() error {
 
 // load loads the programs. The storage of an attachment, which there is none of
 // in a test run, is an array's value in its place; all else is as it is.
-func (b *testbench) load(t testing.TB, p *Policy) {
+func (b *testbench) load(t testing.TB, p *Policy, buckets uint32) {
 	t.Helper()
 	spec, err := current.load()
 	must(t, err)
@@ -260,16 +274,18 @@ func (b *testbench) load(t testing.TB, p *Policy) {
 			t.Fatalf("%s reads its storage %d times", hookNames[h], replaced)
 		}
 	}
-	for _, name := range []string{"flows", "blocked", "syns"} {
-		spec.Maps[name].MaxEntries = 1 << 15
+	for name, entries := range map[string]uint32{"flows": buckets, "blocked": 1 << 15, "syns": 1 << 15} {
+		spec.Maps[name].MaxEntries = entries
 	}
+	must(t, setHash(spec, 1))
 	spec.Maps["pods"].MaxEntries, spec.Maps["counters"].MaxEntries, spec.Maps["policies"].MaxEntries = 4, 4, 4
 	loaded, err := ebpf.NewCollection(spec)
 	must(t, err)
 	t.Cleanup(loaded.Close)
 	b.programs = [2]*ebpf.Program{loaded.Programs["ingress"], loaded.Programs["egress"]}
 	b.counters = loaded.Maps["counters"]
-	b.memory = []*ebpf.Map{loaded.Maps["flows"], loaded.Maps["blocked"], loaded.Maps["syns"]}
+	b.flows = &flowTable{flows: loaded.Maps["flows"], events: loaded.Maps["events"]}
+	b.memory = []*ebpf.Map{loaded.Maps["blocked"], loaded.Maps["syns"]}
 	inner, err := ebpf.NewMap(spec.Maps["policies"].InnerMap)
 	must(t, err)
 	defer inner.Close()
@@ -291,6 +307,10 @@ func (b *testbench) forget(t testing.TB) {
 			}
 			must(t, m.Delete(key))
 		}
+	}
+	flows := b.flows.flows
+	for i := range flows.MaxEntries() {
+		must(t, flows.Put(i, make([]byte, flows.ValueSize())))
 	}
 	met := b.model.met
 	b.model = newModel(b.model.policy)
@@ -541,6 +561,44 @@ func FuzzParser(f *testing.F) {
 		}
 		b.compare(t, d, etherType, packet)
 	})
+}
+
+// Several CPUs begin flows in one bucket, the same ones and others: each flow that
+// counts has a way, or has lost it to one that counts.
+func TestFlowsOfOneBucket(t *testing.T) {
+	b := newTestbenchOf(t, Compile(nil, nil), 1)
+	b.addThread(t)
+	const each = 5000
+	udp := func(port int) []byte {
+		from, to := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+		return sandbox.UDPPacket(netip.AddrPortFrom(from, uint16(port)), netip.AddrPortFrom(to, 9), nil)
+	}
+	var threads errgroup.Group
+	for thread := range 2 {
+		threads.Go(func() error {
+			for i := range each {
+				port := 1000 + i
+				if i%3 == 0 {
+					port += 10_000 * (1 + thread)
+				}
+				if passes, err := b.run(Egress, unix.ETH_P_IP, udp(port), 1); err != nil || !passes {
+					return fmt.Errorf("packet %d passes: %v, %w", i, passes, err)
+				}
+			}
+			return nil
+		})
+	}
+	must(t, threads.Wait())
+	evicted, err := b.flows.countEvictions()
+	must(t, err)
+	held, counted := b.flows.count(t), b.read(t)
+	if made := counted.Connections[Egress][Allowed]; evicted+held != made || held != waysPerBucket || made < each {
+		t.Errorf("%d evicted and %d held, of %d", evicted, held, made)
+	}
+	if got := counted.Packets[Egress][UDP]; got != 2*each {
+		t.Errorf("%d packets count, want %d", got, 2*each)
+	}
+	t.Logf("%d of %d packets began a flow", counted.Connections[Egress][Allowed], 2*each)
 }
 
 // Loopback passes whatever it is.

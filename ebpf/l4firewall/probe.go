@@ -83,7 +83,7 @@ func tryPrograms(which []hook) error {
 	if err != nil {
 		return fmt.Errorf("reading the programs: %w", err)
 	}
-	for _, name := range []string{"flows", "blocked", "syns"} {
+	for _, name := range []string{"blocked", "syns"} {
 		spec.Maps[name].MaxEntries = 1024 // With one the kernel gives each CPU none.
 	}
 	programs, err := loadPrograms(spec, nil, which...)

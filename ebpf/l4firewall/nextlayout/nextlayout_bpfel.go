@@ -26,6 +26,23 @@ type nextlayoutBpfCgroupStorageKey struct {
 	_             [4]byte
 }
 
+type nextlayoutBucket struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Unused    uint32
+	Ticks     [8]uint32
+	Tags      [8]uint16
+	UnusedToo uint64
+	Ways      [8]struct {
+		_    structs.HostLayout
+		Flow nextlayoutFlow
+		Seen nextlayoutSeen
+	}
+}
+
 type nextlayoutCounters struct {
 	_           structs.HostLayout
 	Connections [2][4]uint64
@@ -34,8 +51,8 @@ type nextlayoutCounters struct {
 }
 
 type nextlayoutEvents struct {
-	_     structs.HostLayout
-	Flows uint64
+	_         structs.HostLayout
+	Evictions uint64
 }
 
 type nextlayoutFlow struct {
@@ -67,6 +84,7 @@ type nextlayoutSyn struct {
 	_        structs.HostLayout
 	Flow     nextlayoutFlow
 	Sequence uint32
+	Unused   uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -88,6 +106,8 @@ const (
 	nextlayoutProgConnect6       = "connect6"
 	nextlayoutProgEgress         = "egress"
 	nextlayoutProgIngress        = "ingress"
+	nextlayoutVarBucketMask      = "bucket_mask"
+	nextlayoutVarFlowSeed        = "flow_seed"
 )
 
 // loadNextlayout returns the embedded CollectionSpec for nextlayout.
@@ -159,6 +179,8 @@ type nextlayoutMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type nextlayoutVariableSpecs struct {
+	BucketMask *ebpf.VariableSpec `ebpf:"bucket_mask"`
+	FlowSeed   *ebpf.VariableSpec `ebpf:"flow_seed"`
 }
 
 // nextlayoutObjects contains all objects after they have been loaded into the kernel.
@@ -214,6 +236,8 @@ func (m *nextlayoutMaps) Close() error {
 //
 // It can be passed to loadNextlayoutObjects or ebpf.CollectionSpec.LoadAndAssign.
 type nextlayoutVariables struct {
+	BucketMask *ebpf.Variable `ebpf:"bucket_mask"`
+	FlowSeed   *ebpf.Variable `ebpf:"flow_seed"`
 }
 
 // nextlayoutPrograms contains all programs after they have been loaded into the kernel.
