@@ -34,7 +34,7 @@ test-cluster: cluster-programs bin/image bin/registry ## Test the cluster itself
 test-run: cluster-programs cluster-image ## Test `make run` on a real node (2 minutes).
 	$(GOTESTSUM) $(GOTEST_FLAGS) -tags=nodes -run=OnNode $(TEST_FLAGS) ./hack/run
 
-# -v: it prints what it does, and how long that took.
+# -v: it prints what it does, and how long that took. TestOLM is e2e-olm's.
 .PHONY: e2e
 e2e: cluster-programs cluster-image bin/helm ## Test the operator, by its chart and image, on real nodes (TEST_FLAGS='-run TestEBPF').
-	go test -v -count=1 -timeout=60m $(TEST_FLAGS) ./test/e2e
+	go test -v -count=1 -timeout=60m -skip TestOLM $(TEST_FLAGS) ./test/e2e

@@ -48,11 +48,35 @@ $(OLM_UTILITIES): hack/tools/olm/go.mod
 	@touch $@
 
 .PHONY: test-olm
-test-olm: controlplane bin/operator-sdk bin/olm bin/olm-catalog bin/opm bin/image bin/registry $(OLM_UTILITIES) ## Install the bundle from a registry with the real OLM, upgrade, uninstall (as root; Debian's busybox-static).
-	@command -v busybox >/dev/null || { echo "OLM's image has busybox's cp: apt-get install busybox-static" >&2; exit 1; }
+test-olm: busybox controlplane bin/operator-sdk bin/olm bin/olm-catalog bin/opm bin/image bin/registry $(OLM_UTILITIES) ## Install the bundle from a registry with the real OLM, upgrade, uninstall (as root; Debian's busybox-static).
 	$(GOTESTSUM) $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/shipping/processnode ./test/shipping/olm
 
 # -v: it prints the result of each test.
 .PHONY: scorecard
 scorecard: controlplane bin/operator-sdk bin/scorecard-test ## Run operator-sdk scorecard on bundle/, on a control plane of its own (as root).
 	go test -v $(GOTEST_FLAGS) $(TEST_FLAGS) ./test/shipping/processnode ./test/shipping/scorecard
+
+# OLM's own images and scorecard's, of programs that are built here, for real nodes.
+olm_images = build/olm
+OLM_IMAGES = $(addprefix $(olm_images)/,olm.tar opm.tar scorecard-test.tar)
+# $(1): the name, $(2): files that go in, as DEST=SOURCE, $(3): more flags.
+build_olm_image = bin/image build -platform linux/$$(go env GOARCH) -user 1001:1001 $(addprefix -add /bin/,$(2)) $(3) -tar $@ -name $(1)
+
+$(olm_images)/olm.tar: bin/olm bin/olm-catalog $(OLM_UTILITIES) | bin/image
+	@mkdir -p $(@D)
+	@$(call build_olm_image,quay.io/operator-framework/olm:latest,olm=bin/olm catalog=bin/olm-catalog cpb=bin/cpb copy-content=bin/copy-content cp=$(shell command -v busybox))
+$(olm_images)/opm.tar: bin/opm bin/grpc-health-probe | bin/image
+	@mkdir -p $(@D)
+	@$(call build_olm_image,quay.io/operator-framework/opm:latest,opm=bin/opm grpc_health_probe=bin/grpc-health-probe)
+$(olm_images)/scorecard-test.tar: bin/scorecard-test | bin/image
+	@mkdir -p $(@D)
+	@$(call build_olm_image,quay.io/operator-framework/scorecard-test:latest,scorecard-test=bin/scorecard-test)
+
+.PHONY: busybox
+busybox:
+	@command -v busybox >/dev/null || { echo "OLM's image has busybox's cp: apt-get install busybox-static" >&2; exit 1; }
+
+# -v: it prints what it does, and how long that took.
+.PHONY: e2e-olm
+e2e-olm: busybox cluster-programs cluster-image bin/helm bin/operator-sdk bin/opm bin/registry $(OLM_IMAGES) ## Test the operator by OLM, and its bundle by the scorecard, on real nodes (as root; Debian's busybox-static).
+	go test -v -count=1 -timeout=60m $(TEST_FLAGS) -run TestOLM ./test/e2e

@@ -25,8 +25,14 @@ func Unbuilt() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	runtime, err := controlplane.MissingRuntime()
-	return append(missing, runtime...), err
+	for _, others := range []func() ([]string, error){controlplane.MissingRuntime, controlplane.MissingDNS} {
+		more, err := others()
+		if err != nil {
+			return nil, err
+		}
+		missing = append(missing, more...)
+	}
+	return missing, nil
 }
 
 // Lacks says what this machine has not that a cluster needs, each with its remedy in a

@@ -155,11 +155,24 @@ func newRuntimeBuilder(progress io.Writer) (*builder, error) {
 
 // BuildDNS does the same for CoreDNS, which is pinned in hack/coredns.
 func BuildDNS(ctx context.Context, progress io.Writer) (string, error) {
-	b, err := newBuilder(progress, "dns", pin{"coredns", CoreDNS})
+	b, err := newDNSBuilder(progress)
 	if err != nil {
 		return "", err
 	}
 	return b.all(ctx, []string{CoreDNS})
+}
+
+// MissingDNS names what BuildDNS would have to build.
+func MissingDNS() ([]string, error) {
+	b, err := newDNSBuilder(nil)
+	if err != nil {
+		return nil, err
+	}
+	return b.missing([]string{CoreDNS})
+}
+
+func newDNSBuilder(progress io.Writer) (*builder, error) {
+	return newBuilder(progress, "dns", pin{"coredns", CoreDNS})
 }
 
 func (b *builder) all(ctx context.Context, names []string) (string, error) {

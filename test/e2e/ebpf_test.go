@@ -42,6 +42,12 @@ var agentLabels = client.MatchingLabels{"app.kubernetes.io/component": "agent"}
 // enable upgrades the release, and waits until every node has an agent that serves it.
 func (p *point) enable() {
 	p.deploy("--set", "ebpf.enabled=true")
+	p.awaitAgents()
+}
+
+// awaitAgents waits until every node has an agent of the newest template, and reports.
+func (p *point) awaitAgents() {
+	p.Helper()
 	p.await("an agent is ready on every node", func() error {
 		set := &appsv1.DaemonSet{}
 		if err := p.get(system, agents, set); err != nil {
@@ -137,13 +143,18 @@ func (p *point) countCalls() {
 	p.awaitCalls(pods, want)
 	for i, pod := range pods {
 		var made struct{ Count int }
-		p.ask(pod, control+i%2, "/calls", url.Values{"number": {strconv.Itoa(callNumber)}, "count": {"777"}}, &made)
+		p.ask(pod, control+i%2, "/calls", callQuery(777), &made)
 		want[pod.Name] += 777
 	}
 	p.awaitCalls(pods, want)
 	for _, pod := range pods {
 		p.must(p.client.Delete(p.Context(), pod))
 	}
+}
+
+// callQuery asks a workload for so many calls.
+func callQuery(count int) url.Values {
+	return url.Values{"number": {strconv.Itoa(callNumber)}, "count": {strconv.Itoa(count)}}
 }
 
 func (p *point) awaitCalls(pods []*corev1.Pod, want map[string]float64) {

@@ -34,6 +34,10 @@ type world struct {
 	helm   *helm.Helm
 	chart  string
 	logs   string
+	// scratch is a folder that goes at the end, also of tests that are interrupted;
+	// then ctx ends.
+	scratch string
+	ctx     context.Context
 }
 
 var shared *world
@@ -57,7 +61,7 @@ func run(m *testing.M) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	code := 1
-	home, err := os.MkdirTemp("", "e2e-helm-")
+	home, err := os.MkdirTemp("", "e2e-")
 	if err == nil {
 		if shared, err = newWorld(ctx, logs, home); err == nil {
 			code = runUnlessInterrupted(ctx, m)
@@ -119,7 +123,7 @@ func newWorld(ctx context.Context, logs, home string) (*world, error) {
 	if _, err := os.Stat(image); err != nil {
 		return nil, fmt.Errorf("looking for the operator's image: %w; build it by: make cluster-image", err)
 	}
-	w := &world{logs: logs}
+	w := &world{logs: logs, scratch: home, ctx: ctx}
 	w.Cluster, err = cluster.Start(ctx, cluster.Options{Nodes: *nodes, Images: []string{image}, Logs: logs, Progress: os.Stderr})
 	if err != nil {
 		return nil, err

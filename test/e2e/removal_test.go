@@ -29,7 +29,7 @@ func TestRemoval(t *testing.T) {
 	p := &point{T: t, world: shared}
 	p.step("ebpf.enabled=true", (*point).enable)
 	p.namespace(guarded)
-	p.step("pods that are filtered and counted on every node", (*point).occupy)
+	p.step("pods that are filtered and counted on every node", func(p *point) { p.occupy() })
 	var held objects
 	p.step("what the agents have in the kernel", func(p *point) { held = p.held() })
 	p.step("ebpf.enabled=false", func(p *point) {
@@ -57,7 +57,7 @@ func TestRemoval(t *testing.T) {
 }
 
 // occupy has a pod on each node that wants all that there is.
-func (p *point) occupy() {
+func (p *point) occupy() []*corev1.Pod {
 	p.config("held", v1alpha1.EBPFConfig{
 		SyscallMonitoring: &v1alpha1.SyscallMonitoring{Enabled: true},
 		L4Firewall: &v1alpha1.L4Firewall{
@@ -67,10 +67,11 @@ func (p *point) occupy() {
 	})
 	var pods []*corev1.Pod
 	for _, node := range p.Nodes() {
-		pods = append(pods, p.pod("held-"+node.Name, "held", node.Name, podSpec(serving())))
+		pods = append(pods, p.pod("held-"+node.Name, "held", node.Name, podSpec(serving("-tcp=8080,9090", "-udp=8080,9090"))))
 	}
 	p.awaitReady(pods...)
 	p.awaitConfig(guarded, "held")
+	return pods
 }
 
 // objects are those of the kernel, by kind and id.

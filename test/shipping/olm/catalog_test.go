@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/podconfigmap/podconfigmap-controller/test/shipping/packaged"
 	"github.com/podconfigmap/podconfigmap-controller/test/shipping/stage"
 )
 
@@ -40,9 +41,9 @@ func (w *world) tryCatalog(t *testing.T) {
 	if len(jobs.Items) != 1 || jobs.Items[0].Status.Succeeded != 1 {
 		t.Fatalf("%d bundles were unpacked: %+v", len(jobs.Items), jobs.Items)
 	}
-	pulls := func(c corev1.Container) bool { return c.Image == bundleImage(older) }
+	pulls := func(c corev1.Container) bool { return c.Image == packaged.BundleImage(older) }
 	if pod := jobs.Items[0].Spec.Template.Spec; !slices.ContainsFunc(pod.InitContainers, pulls) {
-		t.Errorf("what was unpacked was no %s: %+v", bundleImage(older), pod.InitContainers)
+		t.Errorf("what was unpacked was no %s: %+v", packaged.BundleImage(older), pod.InitContainers)
 	}
 	w.trySuggestions(t, namespace)
 	w.uninstall(t, namespace, older)

@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/test/shipping/packaged"
 	"github.com/podconfigmap/podconfigmap-controller/test/shipping/stage"
 )
 
@@ -95,7 +96,7 @@ func (w *world) release(t *testing.T, version string) {
 		if err := w.get(t, catalogs, "ours", source); err != nil {
 			return err
 		}
-		source.Spec.Image = catalogImage(version)
+		source.Spec.Image = packaged.CatalogImage(version)
 		return w.client.Update(t.Context(), source)
 	})
 }
@@ -132,7 +133,7 @@ func (w *world) agentRuns(t *testing.T, namespace, version string) error {
 	if err := errors.Join(w.get(t, namespace, agent, set), w.get(t, namespace, "node-1", node)); err != nil {
 		return err
 	}
-	if has := set.Spec.Template.Spec.Containers[0].Image; has != image+":v"+version {
+	if has := set.Spec.Template.Spec.Containers[0].Image; has != packaged.OperatorImage(version) {
 		return fmt.Errorf("the agents' image is %s", has)
 	}
 	if s := set.Status; s.NumberAvailable != 1 || s.UpdatedNumberScheduled != 1 || s.ObservedGeneration != set.Generation {
@@ -193,7 +194,7 @@ func (w *world) checkUpgrade(t *testing.T, namespace string, before *corev1.Conf
 	t.Helper()
 	crd := &apiextensionsv1.CustomResourceDefinition{}
 	stage.Must(t, w.get(t, "", "podconfigmapconfigs.podconfig.example.com", crd))
-	if _, ok := crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties["addedLater"]; !ok {
+	if _, ok := crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"].Properties[packaged.LaterField]; !ok {
 		t.Error("the CRD lacks the new field")
 	}
 	stage.Await(t, "the sample is served by the newer version", func() error { return w.ready(t, namespace) })

@@ -39,6 +39,7 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 	"github.com/podconfigmap/podconfigmap-controller/test/sandbox"
+	"github.com/podconfigmap/podconfigmap-controller/test/shipping/packaged"
 	"github.com/podconfigmap/podconfigmap-controller/test/shipping/processnode"
 	"github.com/podconfigmap/podconfigmap-controller/test/shipping/stage"
 )
@@ -48,9 +49,7 @@ const (
 	manager     = packageName + "-controller-manager"
 	agent       = packageName + "-agent"
 	catalogs    = "olm"
-	image       = "ghcr.io/podconfigmap/podconfigmap-controller"
-	// newer is made as the next release would be.
-	newer = "9.0.0"
+	newer       = packaged.Newer
 )
 
 // older is the version of the tree.
@@ -79,7 +78,7 @@ func newWorld(t *testing.T) *world {
 	images := shipped(t)
 	programs := t.TempDir()
 	for _, version := range []string{older, newer} {
-		images[image+":v"+version] = processnode.Image{
+		images[packaged.OperatorImage(version)] = processnode.Image{
 			Program: stage.Got(processnode.BuildProgram(programs, ".", version))(t), Path: "/podconfigmap-controller", Env: w.environ,
 		}
 	}
@@ -147,10 +146,10 @@ func (w *world) startOLM(t *testing.T) {
 	tls := []string{"--tls-cert=" + filepath.Join(credentials, "apiserver.crt"), "--tls-key=" + filepath.Join(credentials, "apiserver.key")}
 	w.run(t, nil, "olm", append(tls, "--namespace="+catalogs, "--writeStatusName=", "--writePackageServerStatusName=")...)
 	w.run(t, w.names(t), "olm-catalog", append(tls, "--namespace="+catalogs, "--writeStatusName=", "--kubeconfig="+w.plane.Kubeconfig(),
-		"--opmImage="+opmImage, "--util-image="+utilImage)...)
+		"--opmImage="+packaged.OPMImage, "--util-image="+packaged.UtilImage)...)
 	stage.Must(t, w.client.Create(t.Context(), &operatorsv1alpha1.CatalogSource{
 		ObjectMeta: metav1.ObjectMeta{Namespace: catalogs, Name: "ours"},
-		Spec: operatorsv1alpha1.CatalogSourceSpec{SourceType: operatorsv1alpha1.SourceTypeGrpc, DisplayName: "ours", Image: catalogImage(older),
+		Spec: operatorsv1alpha1.CatalogSourceSpec{SourceType: operatorsv1alpha1.SourceTypeGrpc, DisplayName: "ours", Image: packaged.CatalogImage(older),
 			GrpcPodConfig: &operatorsv1alpha1.GrpcPodConfig{ExtractContent: &operatorsv1alpha1.ExtractContentConfig{CatalogDir: "/configs"}}},
 	}))
 }
