@@ -119,7 +119,7 @@ func (a *applier) create(ctx context.Context, pod *observed.Pod, s *step) error 
 	if err != nil {
 		return fmt.Errorf("creating ConfigMap %q for pod %q: %w", s.name, pod.Name, err)
 	}
-	a.configMaps.Wrote(observed.NewConfigMap(made))
+	a.configMaps.Wrote(a.configMaps.Observe(made))
 	return nil
 }
 
@@ -167,7 +167,7 @@ func (a *applier) update(ctx context.Context, pod *observed.Pod, s *step) error 
 	if err != nil {
 		return fmt.Errorf("updating ConfigMap %q for pod %q: %w", s.name, pod.Name, err)
 	}
-	a.configMaps.Wrote(observed.NewConfigMap(made))
+	a.configMaps.Wrote(a.configMaps.Observe(made))
 	return nil
 }
 

@@ -63,6 +63,14 @@ type ConfigMap struct {
 
 // NewConfigMap copies what the operator reads of a ConfigMap.
 func NewConfigMap(cm *corev1.ConfigMap) *ConfigMap {
+	c := describe(cm)
+	c.Data = DigestOf(cm.Data)
+	c.pack()
+	return c
+}
+
+// describe has all but the digest, and shares its strings with the original.
+func describe(cm *corev1.ConfigMap) *ConfigMap {
 	c := &ConfigMap{
 		Namespace:       unique.Make(cm.Namespace),
 		Name:            cm.Name,
@@ -70,7 +78,6 @@ func NewConfigMap(cm *corev1.ConfigMap) *ConfigMap {
 		ResourceVersion: cm.ResourceVersion,
 		Config:          unique.Make(cm.Labels[v1alpha1.LabelGeneratedBy]),
 		PodUID:          types.UID(cm.Labels[v1alpha1.LabelPodUID]),
-		Data:            DigestOf(cm.Data),
 		HasBinaryData:   len(cm.BinaryData) > 0,
 		Immutable:       cm.Immutable != nil && *cm.Immutable,
 		Deleting:        cm.DeletionTimestamp != nil,
@@ -84,8 +91,20 @@ func NewConfigMap(cm *corev1.ConfigMap) *ConfigMap {
 	for i := range cm.ManagedFields {
 		c.WrittenByUs = c.WrittenByUs || cm.ManagedFields[i].Manager == FieldManager
 	}
-	c.pack()
 	return c
+}
+
+// settle takes the strings out of the original: those that are as they were are
+// shared with what was kept before, if anything was.
+func (c *ConfigMap) settle(before *ConfigMap) {
+	if before == nil || c.Name != before.Name || c.UID != before.UID || c.PodUID != before.PodUID ||
+		c.OwnerName != before.OwnerName || c.OwnerUID != before.OwnerUID {
+		c.pack()
+		return
+	}
+	c.Name, c.UID, c.PodUID = before.Name, before.UID, before.PodUID
+	c.OwnerName, c.OwnerUID = before.OwnerName, before.OwnerUID
+	c.ResourceVersion = strings.Clone(c.ResourceVersion)
 }
 
 // pack makes one string in memory of several; the pod's name and UID mostly

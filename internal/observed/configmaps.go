@@ -43,18 +43,45 @@ type ownWrite struct {
 // NewConfigMaps returns a store of generated ConfigMaps. Without namespaces it
 // watches all.
 func NewConfigMaps(client rest.Interface, namespaces []string) (*ConfigMaps, error) {
-	s, err := newStore[ConfigMap](client, source{
-		resource: "configmaps", selector: v1alpha1.LabelGeneratedBy, example: &corev1.ConfigMap{}, compact: compactConfigMap,
+	c := &ConfigMaps{writes: map[types.NamespacedName][]ownWrite{}, now: time.Now}
+	var err error
+	c.store, err = newStore[ConfigMap](client, source{
+		resource: "configmaps", selector: v1alpha1.LabelGeneratedBy, example: &corev1.ConfigMap{}, compact: c.compact,
 		indexers: cache.Indexers{ownerIndex: byOwner},
 	}, namespaces, 0)
-	return &ConfigMaps{store: s, writes: map[types.NamespacedName][]ownWrite{}, now: time.Now}, err
+	return c, err
 }
 
-func compactConfigMap(obj any) (any, error) {
+func (c *ConfigMaps) compact(obj any) (any, error) {
 	if cm, ok := obj.(*corev1.ConfigMap); ok {
-		return NewConfigMap(cm), nil
+		return c.Observe(cm), nil
 	}
 	return obj, nil
+}
+
+// Observe copies what the operator reads of a ConfigMap. What it keeps of it
+// already is shared.
+func (c *ConfigMaps) Observe(cm *corev1.ConfigMap) *ConfigMap {
+	seen := describe(cm)
+	if own := c.written(seen); own != nil {
+		return own
+	}
+	seen.Data = DigestOf(cm.Data)
+	seen.settle(c.Get(seen.Key()))
+	return seen
+}
+
+// written returns what an own write made of a ConfigMap in exactly this version,
+// or nil.
+func (c *ConfigMaps) written(seen *ConfigMap) *ConfigMap {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range c.writes[seen.Owner()] {
+		if is := w.configMap; !w.deleted && is.Name == seen.Name && is.UID == seen.UID && is.ResourceVersion == seen.ResourceVersion {
+			return is
+		}
+	}
+	return nil
 }
 
 func byOwner(obj any) ([]string, error) {

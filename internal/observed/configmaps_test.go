@@ -4,10 +4,12 @@ package observed
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -185,6 +187,69 @@ func (o *overlaid) expectEmpty() {
 	o.t.Helper()
 	if len(o.writes) > 0 {
 		o.t.Errorf("writes are kept that need not be: %v", o.writes)
+	}
+}
+
+// TestConfigMapThatIsKept: what is seen of a ConfigMap does not depend on what was
+// kept of it, but mostly lies where that lies.
+func TestConfigMapThatIsKept(t *testing.T) {
+	o := newOverlaid(t)
+	first := NewConfigMap(exampleConfigMap())
+	o.event(first, false)
+	for name, change := range map[string]func(*corev1.ConfigMap){
+		"nothing":          func(*corev1.ConfigMap) {},
+		"data":             func(cm *corev1.ConfigMap) { cm.Data["k"] = "other" },
+		"resource version": func(cm *corev1.ConfigMap) { cm.ResourceVersion = "11" },
+		"another name":     func(cm *corev1.ConfigMap) { cm.Name = "other" },
+		"made again":       func(cm *corev1.ConfigMap) { cm.UID = "other" },
+		"another pod":      func(cm *corev1.ConfigMap) { cm.Labels[v1alpha1.LabelPodUID] = "other" },
+		"another config":   func(cm *corev1.ConfigMap) { cm.Labels[v1alpha1.LabelGeneratedBy] = "other" },
+		"another owner":    func(cm *corev1.ConfigMap) { cm.OwnerReferences[0].UID = "other" },
+		"renamed owner":    func(cm *corev1.ConfigMap) { cm.OwnerReferences[0].Name = "other" },
+		"no owner":         func(cm *corev1.ConfigMap) { cm.OwnerReferences = nil },
+		"deleting":         func(cm *corev1.ConfigMap) { cm.DeletionTimestamp = &metav1.Time{} },
+	} {
+		cm := exampleConfigMap()
+		change(cm)
+		if got, want := o.Observe(cm), NewConfigMap(cm); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, want %+v", name, got, want)
+		}
+	}
+	cm := exampleConfigMap()
+	cm.ResourceVersion, cm.Data["k"] = "11", "other"
+	second := o.Observe(cm)
+	if unsafe.StringData(second.Name) != unsafe.StringData(first.Name) || unsafe.StringData(string(second.UID)) != unsafe.StringData(string(first.UID)) {
+		t.Error("after an update the names are copied again")
+	}
+	if unsafe.StringData(second.ResourceVersion) == unsafe.StringData(cm.ResourceVersion) {
+		t.Error("a string of the original is kept")
+	}
+}
+
+// TestEchoOfOwnWrite: the echo of an own write is what the answer was; nothing else
+// is.
+func TestEchoOfOwnWrite(t *testing.T) {
+	o := newOverlaid(t)
+	answer := at("a", "1", "10")
+	o.Wrote(answer)
+	echo := func(uid, version string) *ConfigMap {
+		cm := exampleConfigMap()
+		cm.Name, cm.UID, cm.ResourceVersion = "a", types.UID(uid), version
+		obj, err := o.compact(cm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return obj.(*ConfigMap)
+	}
+	if echo("1", "10") != answer {
+		t.Error("the echo is copied again")
+	}
+	if echo("1", "11") == answer || echo("2", "10") == answer {
+		t.Error("what is no echo is taken for one")
+	}
+	o.Deleted(answer)
+	if echo("1", "10") == answer {
+		t.Error("what was deleted is taken for an echo")
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 	"unique"
 
@@ -45,6 +46,13 @@ type Container struct{ Name, Image Text }
 // NewPod copies what the operator reads of a pod; nothing of the original
 // stays referenced.
 func NewPod(pod *corev1.Pod) *Pod {
+	p := describePod(pod)
+	p.pack()
+	return p
+}
+
+// describePod shares its strings with the original.
+func describePod(pod *corev1.Pod) *Pod {
 	p := &Pod{
 		Namespace:          unique.Make(pod.Namespace),
 		Name:               pod.Name,
@@ -67,6 +75,32 @@ func NewPod(pod *corev1.Pod) *Pod {
 	if pod.Status.StartTime != nil {
 		p.StartTime = pod.Status.StartTime.UTC()
 	}
+	return p
+}
+
+// settle takes the strings out of the original. Most changes of a pod are to what
+// nobody reads here: whatever is as it was is shared with what was kept before, if
+// anything was.
+func (p *Pod) settle(before *Pod) {
+	if before == nil || p.Name != before.Name || p.UID != before.UID ||
+		!slices.Equal(p.PodIPs, before.PodIPs) || !slices.Equal(p.HostIPs, before.HostIPs) {
+		p.pack()
+		return
+	}
+	p.Name, p.UID, p.PodIPs, p.HostIPs = before.Name, before.UID, before.PodIPs, before.HostIPs
+	p.ResourceVersion = strings.Clone(p.ResourceVersion)
+	if slices.Equal(p.Labels, before.Labels) {
+		p.Labels = before.Labels
+	}
+	if slices.Equal(p.Annotations, before.Annotations) {
+		p.Annotations = before.Annotations
+	}
+	if slices.Equal(p.Containers, before.Containers) {
+		p.Containers = before.Containers
+	}
+}
+
+func (p *Pod) pack() {
 	own := []*string{&p.Name, (*string)(&p.UID), &p.ResourceVersion}
 	for _, ips := range [][]string{p.PodIPs, p.HostIPs} {
 		for i := range ips {
@@ -74,7 +108,6 @@ func NewPod(pod *corev1.Pod) *Pod {
 		}
 	}
 	pack(own...)
-	return p
 }
 
 // setIPs copies the addresses; old kubelets set the single ones only.

@@ -5,13 +5,16 @@ package observed
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
 	"unique"
+	"unsafe"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 )
 
 // examplePod has a value in every field that the operator reads, and in some
@@ -75,35 +78,38 @@ func TestNewPodOfLittle(t *testing.T) {
 	}
 }
 
+// podChanges are changes of the example, and whether it is the same after them.
+var podChanges = map[string]struct {
+	change func(*corev1.Pod)
+	same   bool
+}{
+	"nothing":          {func(*corev1.Pod) {}, true},
+	"resource version": {func(p *corev1.Pod) { p.ResourceVersion = "8" }, true},
+	"conditions":       {func(p *corev1.Pod) { p.Status.Conditions = nil }, true},
+	"message":          {func(p *corev1.Pod) { p.Status.Message = "m" }, true},
+	"restart count": {func(p *corev1.Pod) {
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "main", RestartCount: 4}}
+	}, true},
+	"time zone":        {func(p *corev1.Pod) { p.Status.StartTime.Time = p.Status.StartTime.UTC() }, true},
+	"label":            {func(p *corev1.Pod) { p.Labels["a"] = "2" }, false},
+	"new label":        {func(p *corev1.Pod) { p.Labels["d"] = "" }, false},
+	"no labels":        {func(p *corev1.Pod) { p.Labels = nil }, false},
+	"annotation":       {func(p *corev1.Pod) { p.Annotations["x"] = "2" }, false},
+	"UID":              {func(p *corev1.Pod) { p.UID = "other" }, false},
+	"node":             {func(p *corev1.Pod) { p.Spec.NodeName = "node-2" }, false},
+	"phase":            {func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, false},
+	"service account":  {func(p *corev1.Pod) { p.Spec.ServiceAccountName = "other" }, false},
+	"quality":          {func(p *corev1.Pod) { p.Status.QOSClass = corev1.PodQOSGuaranteed }, false},
+	"IP":               {func(p *corev1.Pod) { p.Status.PodIPs[1].IP = "fd00::2" }, false},
+	"node's IP":        {func(p *corev1.Pod) { p.Status.HostIPs = p.Status.HostIPs[:1] }, false},
+	"owner":            {func(p *corev1.Pod) { p.OwnerReferences[1].Name = "other" }, false},
+	"container's name": {func(p *corev1.Pod) { p.Spec.Containers[0].Name = "other" }, false},
+	"image":            {func(p *corev1.Pod) { p.Spec.Containers[1].Image = "envoy:3" }, false},
+	"start":            {func(p *corev1.Pod) { p.Status.StartTime = nil }, false},
+}
+
 func TestSame(t *testing.T) {
-	for name, tc := range map[string]struct {
-		change func(*corev1.Pod)
-		same   bool
-	}{
-		"nothing":          {func(*corev1.Pod) {}, true},
-		"resource version": {func(p *corev1.Pod) { p.ResourceVersion = "8" }, true},
-		"conditions":       {func(p *corev1.Pod) { p.Status.Conditions = nil }, true},
-		"message":          {func(p *corev1.Pod) { p.Status.Message = "m" }, true},
-		"restart count": {func(p *corev1.Pod) {
-			p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "main", RestartCount: 4}}
-		}, true},
-		"time zone":        {func(p *corev1.Pod) { p.Status.StartTime.Time = p.Status.StartTime.UTC() }, true},
-		"label":            {func(p *corev1.Pod) { p.Labels["a"] = "2" }, false},
-		"new label":        {func(p *corev1.Pod) { p.Labels["d"] = "" }, false},
-		"no labels":        {func(p *corev1.Pod) { p.Labels = nil }, false},
-		"annotation":       {func(p *corev1.Pod) { p.Annotations["x"] = "2" }, false},
-		"UID":              {func(p *corev1.Pod) { p.UID = "other" }, false},
-		"node":             {func(p *corev1.Pod) { p.Spec.NodeName = "node-2" }, false},
-		"phase":            {func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, false},
-		"service account":  {func(p *corev1.Pod) { p.Spec.ServiceAccountName = "other" }, false},
-		"quality":          {func(p *corev1.Pod) { p.Status.QOSClass = corev1.PodQOSGuaranteed }, false},
-		"IP":               {func(p *corev1.Pod) { p.Status.PodIPs[1].IP = "fd00::2" }, false},
-		"node's IP":        {func(p *corev1.Pod) { p.Status.HostIPs = p.Status.HostIPs[:1] }, false},
-		"owner":            {func(p *corev1.Pod) { p.OwnerReferences[1].Name = "other" }, false},
-		"container's name": {func(p *corev1.Pod) { p.Spec.Containers[0].Name = "other" }, false},
-		"image":            {func(p *corev1.Pod) { p.Spec.Containers[1].Image = "envoy:3" }, false},
-		"start":            {func(p *corev1.Pod) { p.Status.StartTime = nil }, false},
-	} {
+	for name, tc := range podChanges {
 		t.Run(name, func(t *testing.T) {
 			pod := examplePod()
 			tc.change(pod)
@@ -125,6 +131,47 @@ func TestNewPodKeepsNothing(t *testing.T) {
 	pod.Labels["a"], pod.Status.PodIPs[0].IP, pod.Spec.Containers[0].Image = "9", "9", "9"
 	if !p.Same(NewPod(examplePod())) {
 		t.Error("the copy changed with its original")
+	}
+}
+
+// TestPodThatIsKept: what is seen of a pod does not depend on what was kept of it,
+// but after a heartbeat it lies mostly where that lies.
+func TestPodThatIsKept(t *testing.T) {
+	pods, err := NewPods(&rest.RESTClient{}, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	observe := func(pod *corev1.Pod) *Pod {
+		t.Helper()
+		obj, err := pods.compact(pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := pods.compact(obj); err != nil || again != obj {
+			t.Errorf("of what it made it makes %v (%v)", again, err)
+		}
+		return obj.(*Pod)
+	}
+	first := observe(examplePod())
+	if err := pods.indexer("shop").Add(first); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range podChanges {
+		pod := examplePod()
+		tc.change(pod)
+		if got, want := observe(pod), NewPod(pod); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, want %+v", name, got, want)
+		}
+	}
+	beat := examplePod()
+	beat.ResourceVersion = "8"
+	second := observe(beat)
+	if unsafe.StringData(second.Name) != unsafe.StringData(first.Name) || &second.Labels[0] != &first.Labels[0] ||
+		&second.Annotations[0] != &first.Annotations[0] || &second.Containers[0] != &first.Containers[0] || &second.PodIPs[0] != &first.PodIPs[0] {
+		t.Error("after a heartbeat all is copied again")
+	}
+	if unsafe.StringData(second.ResourceVersion) == unsafe.StringData(beat.ResourceVersion) {
+		t.Error("a string of the original is kept")
 	}
 }
 

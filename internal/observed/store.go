@@ -31,11 +31,24 @@ type Pods struct{ *store[Pod] }
 // NewPods returns a store of pods. Without namespaces it watches all. Handlers
 // see every pod again at each resync.
 func NewPods(client rest.Interface, namespaces []string, resync time.Duration) (*Pods, error) {
-	s, err := newStore[Pod](client, source{
-		resource: "pods", example: &corev1.Pod{}, compact: compactPod,
+	p := &Pods{}
+	var err error
+	p.store, err = newStore[Pod](client, source{
+		resource: "pods", example: &corev1.Pod{}, compact: p.compact,
 		indexers: cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc},
 	}, namespaces, resync)
-	return &Pods{s}, err
+	return p, err
+}
+
+// compact may see what it made before: informers ask that a transform can be
+// applied twice.
+func (p *Pods) compact(obj any) (any, error) {
+	if pod, ok := obj.(*corev1.Pod); ok {
+		seen := describePod(pod)
+		seen.settle(p.Get(seen.Key()))
+		return seen, nil
+	}
+	return obj, nil
 }
 
 // InNamespace returns all pods of a namespace.
@@ -67,15 +80,6 @@ func newStore[T any](client rest.Interface, s source, namespaces []string, resyn
 		store.informers[namespace] = informer
 	}
 	return store, nil
-}
-
-// compactPod may see what it made before: informers ask that a transform can be
-// applied twice.
-func compactPod(obj any) (any, error) {
-	if pod, ok := obj.(*corev1.Pod); ok {
-		return NewPod(pod), nil
-	}
-	return obj, nil
 }
 
 // Start runs the informers until the context ends.
