@@ -20,6 +20,7 @@ import (
 // TestConfigsCompose follows two configs of one pod as they come, change and go.
 func TestConfigsCompose(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	w := newWorld(t, shared, 20)
 	p := w.pod("p", sandbox.PodOptions{}, func(p *corev1.Pod) {
 		p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "health", ContainerPort: 8086}}

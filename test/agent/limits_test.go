@@ -220,6 +220,7 @@ func TestMended(t *testing.T) {
 // TestMorePodsThanSlots has pods wait for others to end.
 func TestMorePodsThanSlots(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	const slots, pods = 5, 7 // a node for 4 pods
 	w := newWorld(t, shared, 4)
 	w.config("c", everything())
@@ -270,6 +271,7 @@ func TestMorePodsThanSlots(t *testing.T) {
 // TestRunningWithoutCgroup tells of a pod whose cgroup cannot be found.
 func TestRunningWithoutCgroup(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	w := newWorld(t, shared, 20)
 	w.config("c", everything())
 	p := w.bind("p", sandbox.PodOptions{NoNetwork: true})

@@ -108,6 +108,7 @@ func (f *traffic) end() string {
 // TestKilled kills the agent again and again under traffic.
 func TestKilled(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	w := newWorld(t, shared, 20)
 	w.with(shippedCapabilities...)
 	w.config("c", everything())
@@ -172,6 +173,7 @@ func TestDeadPodsAreCollected(t *testing.T) {
 // TestAPIServerAway restarts the agent while the API server is away.
 func TestAPIServerAway(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	c, err := startCluster(t.Context())
 	must(t, err)
 	t.Cleanup(func() {
@@ -224,6 +226,7 @@ func TestAPIServerAway(t *testing.T) {
 // is away: how many slots it needs it learns later.
 func TestFirstStartAPIServerAway(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	c, err := startCluster(t.Context())
 	must(t, err)
 	t.Cleanup(func() {
@@ -356,6 +359,7 @@ func TestStop(t *testing.T) {
 // an API server.
 func TestCleanup(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	c, err := startCluster(t.Context())
 	must(t, err)
 	t.Cleanup(func() {

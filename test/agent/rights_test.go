@@ -27,6 +27,7 @@ import (
 // that each shows what it alone allows: it needs all of them, and no other.
 func TestRights(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	audit, err := harness.NewAudit(t.TempDir(), operators, account)
 	must(t, err)
 	c, err := harness.StartCluster(t.Context(), controlplane.Options{APIServerFlags: audit.Flags()})

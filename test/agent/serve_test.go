@@ -31,6 +31,7 @@ func expectDial(t testing.TB, from *sandbox.Peer, network, to string, passes boo
 
 func TestServes(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	w := newWorld(t, shared, 20)
 	config := w.config("c", v1alpha1.EBPFConfig{
 		SyscallMonitoring: &v1alpha1.SyscallMonitoring{Enabled: true, SyscallNames: []v1alpha1.SyscallName{"getppid", "open"}},

@@ -29,6 +29,7 @@ const (
 // stopped as in a roll-out, now and then it is killed.
 func TestUpgraded(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	w := newWorld(t, shared, 20)
 	w.with(shippedCapabilities...)
 	t.Cleanup(func() { restore(t) })

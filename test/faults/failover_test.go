@@ -28,10 +28,11 @@ const (
 // from then until a label changed at once has reached its ConfigMap.
 func TestFailOver(t *testing.T) {
 	skipShort(t)
+	t.Parallel()
 	const namespace = "fail-over"
 	populate(t, shared, namespace, 100)
 	must(t, shared.Client.Create(t.Context(), newConfig(namespace, "c", "", "1")))
-	p := &pair{t: t, namespace: namespace, settings: map[string]string{"POD_NAMESPACE": namespace}}
+	p := &pair{t: t, namespace: namespace, settings: map[string]string{"POD_NAMESPACE": namespace, "WATCH_NAMESPACE": namespace}}
 	p.start(2)
 	waitServed(t, shared, namespace)
 
