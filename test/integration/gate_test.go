@@ -327,6 +327,9 @@ func (g *gate) drift() {
 		})
 	}
 	patch(g.space, &appsv1.DaemonSet{}, agent, func(s *appsv1.DaemonSet) { s.Labels["theirs"] = "stays" })
+	// The DaemonSet controller waits for five minutes for pods that it has made for a
+	// DaemonSet that was deleted meanwhile, also where one of its name is there again.
+	g.rolledOut(agent, 2)
 	g.remove(&appsv1.DaemonSet{}, agent)
 	g.set(agent, "is there again", func(set *appsv1.DaemonSet) error {
 		if set.UID == right.UID {
