@@ -52,6 +52,7 @@ func TestOneNode(t *testing.T) {
 		{"node rights", p.nodeRights},
 		{"programs", p.programs},
 		{"partition", p.partition},
+		{"kill", p.kill},
 		{"restart", p.restart},
 	} {
 		if !t.Run(step.name, step.do) {
@@ -317,11 +318,32 @@ func (p *podOf) partition(t *testing.T) {
 	if err := health(); err == nil {
 		t.Error("the API server reaches a node that is apart")
 	}
+	conn, err := node.Dial(t.Context(), "tcp", net.JoinHostPort(p.pod.Status.PodIPs[1].IP, "8080"))
+	if err != nil {
+		t.Errorf("a node that is apart does not reach its own pod: %v", err)
+	} else if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
 	if err := node.Heal(); err != nil {
 		t.Fatal(err)
 	}
 	if err := await(t.Context(), func(context.Context) error { return health() }); err != nil {
 		t.Error(err)
+	}
+}
+
+// kill ends the container, but not what holds the pod's namespaces.
+func (p *podOf) kill(t *testing.T) {
+	node, ip := p.c.Node("node-1"), p.pod.Status.PodIP
+	if err := node.KillPod(string(p.pod.UID)); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitRunning(1)
+	if p.pod.Status.PodIP != ip {
+		t.Errorf("the pod had the address %s, and has %s", ip, p.pod.Status.PodIP)
+	}
+	if err := node.KillPod("unknown"); err == nil {
+		t.Error("a pod that is not there was killed")
 	}
 }
 
@@ -334,7 +356,7 @@ func (p *podOf) restart(t *testing.T) {
 	if node.PID() == before {
 		t.Error("it is the same machine")
 	}
-	p.awaitRunning(1)
+	p.awaitRunning(2)
 	p.network(t)
 }
 

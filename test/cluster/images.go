@@ -23,6 +23,9 @@ const (
 	// pauseImage is what holds a pod's namespaces.
 	pauseImage = "localhost/pause:1"
 
+	// pauseCommand is the command line of its process, as in /proc.
+	pauseCommand = "/workload\x00pause\x00"
+
 	workload  = "workload"
 	unlimited = "unlimited"
 )

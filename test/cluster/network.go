@@ -253,8 +253,13 @@ func (f *fabric) partition(index int, apart bool) error {
 
 // dial connects to an address from the control plane's place in the network.
 func (f *fabric) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return dialIn(ctx, f.ns, network, address)
+}
+
+// dialIn connects from a network namespace.
+func dialIn(ctx context.Context, ns netns.NsHandle, network, address string) (net.Conn, error) {
 	var conn net.Conn
-	err := within(f.ns, func() (err error) {
+	err := within(ns, func() (err error) {
 		conn, err = (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, network, address)
 		return err
 	})

@@ -9,14 +9,18 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
@@ -328,4 +332,77 @@ func (n *Node) Cgroup(uid string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("looking for the cgroup of pod %s below %s: %w", uid, root, os.ErrNotExist)
+}
+
+// Processes are the host's ids of the processes of a pod's containers, without the one
+// that holds the pod's namespaces.
+func (n *Node) Processes(uid string) ([]int, error) {
+	dir, err := n.Cgroup(uid)
+	if err != nil {
+		return nil, err
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*", "cgroup.procs"))
+	if err != nil {
+		return nil, err
+	}
+	var all []int
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			continue // the container ended meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("looking for the processes of pod %s: %w", uid, err)
+		}
+		for _, line := range strings.Fields(string(text)) {
+			pid, err := strconv.Atoi(line)
+			if err != nil {
+				return nil, fmt.Errorf("looking for the processes of pod %s: %w", uid, err)
+			}
+			if !holdsNamespaces(pid) {
+				all = append(all, pid)
+			}
+		}
+	}
+	return all, nil
+}
+
+// holdsNamespaces tells a process of the pause image.
+func holdsNamespaces(pid int) bool {
+	command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	// One that has ended meanwhile is none of a container's, either.
+	return err != nil || string(command) == pauseCommand
+}
+
+// KillPod ends the processes of a pod's containers with SIGKILL, as a crash would; the
+// kubelet starts the containers again.
+func (n *Node) KillPod(uid string) error {
+	pids, err := n.Processes(uid)
+	if err != nil {
+		return err
+	}
+	if len(pids) == 0 {
+		return fmt.Errorf("killing the containers of pod %s: no process of theirs runs on %s", uid, n.Name)
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("killing process %d of pod %s: %w", pid, uid, err)
+		}
+	}
+	return nil
+}
+
+// Dial connects from the node, such as to its pods while it is kept apart from the
+// control plane. address is an IP address and a port.
+func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	m, err := n.running()
+	if err != nil {
+		return nil, err
+	}
+	ns, err := netns.GetFromPid(m.pid)
+	if err != nil {
+		return nil, fmt.Errorf("opening the network namespace of %s: %w", n.Name, err)
+	}
+	conn, err := dialIn(ctx, ns, network, address)
+	return conn, errors.Join(err, ns.Close())
 }

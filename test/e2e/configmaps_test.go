@@ -5,11 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -231,7 +227,7 @@ func (p *point) restartContainer() {
 	pod := p.pods(shop, client.MatchingLabels{"app": "web"})[0]
 	before := &corev1.ConfigMap{}
 	p.must(p.get(shop, "pod-"+pod.Name+"-from-web-cfg", before))
-	p.must(p.killContainer(&pod))
+	p.must(p.Node(pod.Spec.NodeName).KillPod(string(pod.UID)))
 	p.await("the container runs again", func() error {
 		if err := p.get(shop, pod.Name, &pod); err != nil {
 			return err
@@ -247,41 +243,6 @@ func (p *point) restartContainer() {
 	if after.UID != before.UID {
 		p.Error("the ConfigMap was made anew")
 	}
-}
-
-// killContainer ends the processes of a pod, but for the one that holds its namespaces.
-func (p *point) killContainer(pod *corev1.Pod) error {
-	dir, err := p.Node(pod.Spec.NodeName).Cgroup(string(pod.UID))
-	if err != nil {
-		return err
-	}
-	files, err := filepath.Glob(filepath.Join(dir, "*", "cgroup.procs"))
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		for _, line := range strings.Fields(string(text)) {
-			pid, err := strconv.Atoi(line)
-			if err != nil {
-				return err
-			}
-			command, err := os.ReadFile(filepath.Join("/proc", line, "cmdline"))
-			if err != nil {
-				return err
-			}
-			if strings.Contains(string(command), "pause") {
-				continue
-			}
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func (p *point) restartAll() {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 	"github.com/podconfigmap/podconfigmap-controller/test/cluster"
+	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
 const (
@@ -197,9 +197,6 @@ func (p *point) rolledOut(namespace, name string) error {
 	return nil
 }
 
-// errorLine begins a line of the operator's log that tells of an error (klog's format).
-var errorLine = regexp.MustCompile(`(?m)^E\d{4} .*$`)
-
 // lostLease is what a manager says last that could not renew its Lease in time. It is
 // meant to end then, and a machine that is busy enough brings it there.
 const lostLease = "leader election lost"
@@ -219,7 +216,7 @@ func (p *point) quietLogs() {
 		p.restarts(&pod)
 		text, err := p.Clients().CoreV1().Pods(system).GetLogs(pod.Name, &corev1.PodLogOptions{SinceTime: &from}).DoRaw(p.Context())
 		p.must(err)
-		for _, line := range errorLine.FindAllString(string(text), -1) {
+		for _, line := range harness.ErrorLines(string(text)) {
 			p.Errorf("pod %s logs at rest: %s", pod.Name, line)
 		}
 	}

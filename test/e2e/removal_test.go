@@ -100,9 +100,9 @@ func (p *point) held() objects {
 		}
 	}
 	for _, agent := range p.pods(system, agentLabels) {
-		dir, err := p.Node(agent.Spec.NodeName).Cgroup(string(agent.UID))
+		pids, err := p.Node(agent.Spec.NodeName).Processes(string(agent.UID))
 		p.must(err)
-		p.must(opened(dir, all))
+		p.must(opened(pids, all))
 	}
 	for _, kind := range []string{"program", "map", "link"} {
 		if len(all[kind]) == 0 {
@@ -168,26 +168,16 @@ func identify(path string, all objects) error {
 // kinds are the lines of /proc/PID/fdinfo that name objects.
 var kinds = map[string]string{"prog_id": "program", "map_id": "map", "link_id": "link"}
 
-// opened adds what the processes of a pod have open.
-func opened(cgroup string, all objects) error {
-	files, err := filepath.Glob(filepath.Join(cgroup, "*", "cgroup.procs"))
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
+// opened adds what processes have open.
+func opened(pids []int, all objects) error {
+	for _, pid := range pids {
+		descriptors, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
 		if err != nil {
 			return err
 		}
-		for _, pid := range strings.Fields(string(text)) {
-			descriptors, err := filepath.Glob(filepath.Join("/proc", pid, "fdinfo", "*"))
-			if err != nil {
+		for _, descriptor := range descriptors {
+			if err := readDescriptor(descriptor, all); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
-			}
-			for _, descriptor := range descriptors {
-				if err := readDescriptor(descriptor, all); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					return err
-				}
 			}
 		}
 	}

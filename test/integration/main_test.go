@@ -291,22 +291,11 @@ func (m *manager) stop(t *testing.T) {
 	}
 }
 
-// errorLines are the lines of errors in the log, which is in klog's format.
-func (m *manager) errorLines() []string {
-	var all []string
-	for line := range strings.Lines(m.Log()) {
-		if strings.HasPrefix(line, "E") || strings.HasPrefix(line, "F") || strings.HasPrefix(line, "panic") {
-			all = append(all, line)
-		}
-	}
-	return all
-}
-
 // expectNoErrors fails the test where the manager logged an error.
 func (m *manager) expectNoErrors(t *testing.T) {
 	t.Helper()
-	if all := m.errorLines(); len(all) > 0 {
-		t.Errorf("the manager logged errors:\n%s", strings.Join(all, ""))
+	if all := harness.ErrorLines(m.Log()); len(all) > 0 {
+		t.Errorf("the manager logged errors:\n%s", strings.Join(all, "\n"))
 	}
 }
 
@@ -369,8 +358,8 @@ func stopShared() error {
 	if err := shared.Stop(); err != nil {
 		return fmt.Errorf("the shared manager did not stop cleanly: %w\n%s", err, shared.LogTail(30))
 	}
-	if all := shared.errorLines(); len(all) > 0 {
-		return fmt.Errorf("the shared manager logged errors:\n%s", strings.Join(all, ""))
+	if all := harness.ErrorLines(shared.Log()); len(all) > 0 {
+		return fmt.Errorf("the shared manager logged errors:\n%s", strings.Join(all, "\n"))
 	}
 	return nil
 }

@@ -64,20 +64,9 @@ func TestScale(t *testing.T) {
 	w.t.Logf("the manager wrote %.0f ConfigMaps since the churn began, for %d new ones", w.writes(m)-before, replaced)
 	w.figures(m, time.Since(began))
 	w.must(m.Stop())
-	if lines := errorLines(m.Log()); len(lines) > 0 {
+	if lines := harness.ErrorLines(m.Log()); len(lines) > 0 {
 		t.Errorf("the manager's log holds errors:\n%s", strings.Join(lines, "\n"))
 	}
-}
-
-// errorLines are those of klog's text format that begin with E.
-func errorLines(log string) []string {
-	var found []string
-	for line := range strings.SplitSeq(log, "\n") {
-		if len(line) > 5 && line[0] == 'E' && line[1] >= '0' && line[1] <= '9' {
-			found = append(found, line)
-		}
-	}
-	return found
 }
 
 // world is a control plane whose nodes are kwok's.

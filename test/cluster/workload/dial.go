@@ -113,11 +113,13 @@ type loop struct {
 	mu    sync.Mutex
 	tries tries
 	stop  chan struct{}
+	ended chan struct{}
 }
 
 func startLoop(network, address string, every, limit time.Duration) *loop {
-	l := &loop{tries: tries{Address: address}, stop: make(chan struct{})}
+	l := &loop{tries: tries{Address: address}, stop: make(chan struct{}), ended: make(chan struct{})}
 	go func() {
+		defer close(l.ended)
 		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for {
@@ -144,4 +146,11 @@ func (l *loop) count() tries {
 		t.Results[result] = n
 	}
 	return t
+}
+
+// end waits for the try that is under way; then the counts are final.
+func (l *loop) end() tries {
+	close(l.stop)
+	<-l.ended
+	return l.count()
 }

@@ -110,7 +110,15 @@ func TestControl(t *testing.T) {
 			t.Fatalf("/loop: %+v", got)
 		}
 	}
+	before := got.Results[reached]
 	ask("/loop/stop", target, &got)
+	received = map[string]int{}
+	if ask("/received", nil, &received); got.Results[reached] < before || received["tcp/"+tcp] != 3+got.Results[reached] {
+		t.Errorf("/loop/stop: %+v, after %d; received %v", got, before, received)
+	}
+	if status := ask("/loop/stop", target, nil); !strings.HasPrefix(status, "400") {
+		t.Errorf("a loop that was stopped twice: %s", status)
+	}
 	if status := ask("/loop/count", target, nil); !strings.HasPrefix(status, "400") {
 		t.Errorf("a loop that was stopped: %s", status)
 	}

@@ -138,7 +138,7 @@ func (s *server) count(what string) {
 //	/dial?network=&address=&timeout=&count=        tries an address
 //	/loop?id=&network=&address=&timeout=&every=    begins to try it again and again
 //	/loop/count?id=                                what came of that so far
-//	/loop/stop?id=                                 ends it
+//	/loop/stop?id=                                 ends it, and tells what came of it in all
 //	/calls?number=&count=                          makes system calls
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
@@ -225,15 +225,15 @@ func (s *server) serveLoopCount(q url.Values) (any, error) {
 }
 
 func (s *server) serveLoopStop(q url.Values) (any, error) {
-	l, err := s.loop(q.Get("id"))
-	if err != nil {
-		return nil, err
-	}
+	id := q.Get("id")
 	s.mu.Lock()
-	delete(s.loops, q.Get("id"))
+	l := s.loops[id]
+	delete(s.loops, id)
 	s.mu.Unlock()
-	close(l.stop)
-	return l.count(), nil
+	if l == nil {
+		return nil, fmt.Errorf("there is no loop %q", id)
+	}
+	return l.end(), nil
 }
 
 func (s *server) serveCalls(q url.Values) (any, error) {
