@@ -64,8 +64,8 @@ type tally struct {
 	v1alpha1.EBPFStatus
 	pods int
 	// failed, unsupported and behind are nodes in the order of their names, absent
-	// those without any agent's report.
-	failed, unsupported, behind, absent []string
+	// those without any agent's report, silent those with one whose agent is not ready.
+	failed, unsupported, behind, absent, silent []string
 }
 
 func (f *ebpfFacts) tally(generation int64) *tally {
@@ -87,6 +87,8 @@ func (f *ebpfFacts) tally(generation int64) *tally {
 		switch {
 		case !f.reporting[node]:
 			t.absent = append(t.absent, node)
+		case !f.agents.Silent[node].IsZero():
+			t.silent = append(t.silent, node)
 		// A pod that is not running yet may be unknown to the agent.
 		case !reported && has.running == 0:
 		case !reported, report.Generation != generation, done < report.Desired, int(report.Desired) < has.running:
@@ -123,6 +125,8 @@ func ebpfReady(pcmc *v1alpha1.PodConfigMapConfig, f *ebpfFacts) (metav1.Conditio
 			count(int(t.UnsupportedPods), "pod"), count(t.pods, "matching pod"), f.name(t.unsupported, "unsupported", func(r v1alpha1.EBPFNodeConfig) int32 { return r.Unsupported }))
 	case len(t.absent) > 0:
 		c.Reason, c.Message = v1alpha1.ReasonProgressing, f.absentMessage(t.absent)
+	case len(t.silent) > 0:
+		c.Reason, c.Message = v1alpha1.ReasonProgressing, f.silentMessage(t.silent)
 	case len(t.behind) > 0:
 		c.Reason = v1alpha1.ReasonProgressing
 		c.Message = fmt.Sprintf("waiting for %s: %s", count(len(t.behind), "node agent"), list(t.behind))
@@ -156,6 +160,17 @@ func (f *ebpfFacts) absentMessage(nodes []string) string {
 		return message + f.agents.Problem
 	}
 	return message + fmt.Sprintf("see kubectl -n %s get pods -l app.kubernetes.io/component=agent -o wide, and AGENT_NODE_SELECTOR", f.namespace)
+}
+
+// silentMessage names nodes whose agent may know nothing of what is new: nothing tells
+// whether it is at work there.
+func (f *ebpfFacts) silentMessage(nodes []string) string {
+	since := make([]string, len(nodes))
+	for i, node := range nodes {
+		since[i] = node + " since " + f.agents.Silent[node].Format(time.RFC3339)
+	}
+	return fmt.Sprintf("%s not ready: %s; pods served before keep their programs and rules; see kubectl -n %s get pods -l app.kubernetes.io/component=agent -o wide",
+		count(len(nodes), "node agent"), list(since), f.namespace)
 }
 
 func list(nodes []string) string {

@@ -25,6 +25,8 @@ func asks() *v1alpha1.PodConfigMapConfig {
 	return pcmc
 }
 
+var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+
 const disabled = `the operator's feature flag EBPF_ENABLED is off: set it to "true" in the Subscription's spec.config.env (OLM), by --set ebpf.enabled=true (Helm), or on the manager's Deployment`
 
 func TestEBPFNotAskedFor(t *testing.T) {
@@ -98,6 +100,16 @@ func TestEBPFReady(t *testing.T) {
 			want: "False Progressing: no node agent has reported from 1 node yet: a; the image is not known"},
 		"a problem that no pod meets": {nodes: one(onNode{1, 1}, on([4]int32{1, 1, 0, 0}, "")), agents: subsystem.State{Problem: "the API server is away"}, counts: [3]int32{1, 0, 0},
 			want: "True Attached: 1 matching pod on 1 node; those that run are served"},
+		"an agent that is not ready": {
+			nodes:  nodes{"a": {onNode{1, 1}, false, on([4]int32{1, 1, 0, 0}, "")}, "b": {onNode{2, 2}, false, on([4]int32{1, 1, 0, 0}, "")}},
+			agents: subsystem.State{Silent: map[string]time.Time{"b": noon, "nobody": noon}}, counts: [3]int32{2, 0, 0},
+			want: "False Progressing: 1 node agent not ready: b since 2026-01-01T12:00:00Z; pods served before keep their programs and rules; see kubectl -n operators get pods -l app.kubernetes.io/component=agent -o wide",
+		},
+		"one that was never heard of beats it": {
+			nodes:  nodes{"a": {onNode{1, 1}, true, nil}, "b": {onNode{1, 1}, false, on([4]int32{1, 1, 0, 0}, "")}},
+			agents: subsystem.State{Silent: map[string]time.Time{"a": noon, "b": noon}}, counts: [3]int32{1, 0, 0},
+			want: "False Progressing: no node agent has reported from 1 node yet: a" + see,
+		},
 		"refused": {nodes: one(onNode{1, 1}, on([4]int32{1, 1, 0, 0}, "")), agents: subsystem.State{Refused: "label it"}, counts: [3]int32{1, 0, 0},
 			want: "False AgentNotAdmitted: label it"},
 		"refused, without pods": {agents: subsystem.State{Refused: "label it"}, want: "False AgentNotAdmitted: label it"},

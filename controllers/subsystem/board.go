@@ -3,6 +3,7 @@
 package subsystem
 
 import (
+	"maps"
 	"sync"
 	"time"
 )
@@ -19,6 +20,14 @@ type State struct {
 	// it counts until BusyUntil.
 	Busy      string
 	BusyUntil time.Time
+	// Silent are the nodes whose agent is not ready, and since when.
+	Silent map[string]time.Time
+}
+
+// equal compares all of it.
+func (s *State) equal(other *State) bool {
+	return s.Known == other.Known && s.Refused == other.Refused && s.Problem == other.Problem &&
+		s.Busy == other.Busy && s.BusyUntil.Equal(other.BusyUntil) && maps.EqualFunc(s.Silent, other.Silent, time.Time.Equal)
 }
 
 // Board shows the State to whoever reports it. Its methods may be called from
@@ -29,7 +38,7 @@ type Board struct {
 	listeners []func()
 }
 
-// State is the last one that was set.
+// State is the last one that was set. Its map is not to be changed.
 func (b *Board) State() State {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -40,7 +49,7 @@ func (b *Board) State() State {
 func (b *Board) Set(s State) {
 	s.Known = true
 	b.mu.Lock()
-	changed, listeners := b.state != s, b.listeners
+	changed, listeners := !b.state.equal(&s), b.listeners
 	b.state = s
 	b.mu.Unlock()
 	if !changed {

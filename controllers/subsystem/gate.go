@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
@@ -32,6 +33,7 @@ import (
 
 // +kubebuilder:rbac:groups=apps,resources=daemonsets,verbs=get;list;watch;create;update;delete,namespace=system
 // +kubebuilder:rbac:groups="",resources=events,verbs=list;watch,namespace=system
+// +kubebuilder:rbac:groups="",resources=pods,verbs=list;watch,namespace=system
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create,namespace=system
 
 // Reasons of Events on the DaemonSets.
@@ -77,6 +79,7 @@ func Caches(namespace string) map[client.Object]cache.ByObject {
 		&appsv1.DaemonSet{}:  {Namespaces: here},
 		&corev1.Event{}:      {Namespaces: here, Field: failed},
 		&v1alpha1.EBPFNode{}: {Namespaces: here},
+		&corev1.Pod{}:        {Namespaces: here, Label: labels.SelectorFromSet(agentLabels()), Transform: onlyReadiness},
 	}
 }
 
@@ -85,8 +88,11 @@ func (g *Gate) SetUp(mgr ctrl.Manager) error {
 	only := reconcile.Request{NamespacedName: types.NamespacedName{Namespace: g.Settings.PodNamespace, Name: AgentName}}
 	ours := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 		name := o.GetName()
-		if e, ok := o.(*corev1.Event); ok {
-			name = e.InvolvedObject.Name
+		switch of := o.(type) {
+		case *corev1.Event:
+			name = of.InvolvedObject.Name
+		case *corev1.Pod:
+			name = AgentName // its cache has those of agents only
 		}
 		if name != AgentName && name != LegacyName {
 			return nil
@@ -102,6 +108,7 @@ func (g *Gate) SetUp(mgr ctrl.Manager) error {
 		Named("agent").
 		Watches(&appsv1.DaemonSet{}, ours).
 		Watches(&corev1.Event{}, ours).
+		Watches(&corev1.Pod{}, ours).
 		WatchesRawSource(begin).
 		WithOptions(controller.Options{
 			MaxConcurrentReconciles: 1, ReconciliationTimeout: g.Settings.ReconciliationTimeout,
@@ -131,7 +138,7 @@ func (g *Gate) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result, erro
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	state := State{}
+	state := State{Silent: silent(seen.pods)}
 	again := soonest{}
 	avoidLegacy := g.Settings.AgentLegacyKernels || seen.sets[LegacyName] != nil
 	if err := g.ensure(ctx, standard, avoidLegacy, seen, &state, &again); err != nil {
@@ -186,6 +193,7 @@ func (g *Gate) identify(ctx context.Context) error {
 type seen struct {
 	sets   map[string]*appsv1.DaemonSet
 	events []corev1.Event
+	pods   []corev1.Pod
 }
 
 func (g *Gate) observe(ctx context.Context) (*seen, error) {
@@ -206,6 +214,11 @@ func (g *Gate) observe(ctx context.Context) (*seen, error) {
 		return nil, fmt.Errorf("listing Events of DaemonSets: %w", err)
 	}
 	s.events = list.Items
+	pods := &corev1.PodList{}
+	if err := g.Client.List(ctx, pods, client.InNamespace(g.Settings.PodNamespace)); err != nil {
+		return nil, fmt.Errorf("listing the agents' pods: %w", err)
+	}
+	s.pods = pods.Items
 	return s, nil
 }
 

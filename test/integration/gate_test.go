@@ -173,6 +173,20 @@ func (g *gate) tell(node string, change func(*v1alpha1.EBPFNodeStatus)) {
 	g.must(cluster.Client.Status().Patch(g.t.Context(), object, client.MergeFrom(before)))
 }
 
+// unreadyAgent makes a pod of an agent that is not ready. Those of the DaemonSet are on
+// no node: there is no scheduler.
+func (g *gate) unreadyAgent(name, node string, since time.Time) *corev1.Pod {
+	g.t.Helper()
+	labels := map[string]string{"app.kubernetes.io/name": "podconfigmap-controller", "app.kubernetes.io/component": "agent"}
+	g.pod(name, labels, func(p *corev1.Pod) { p.Spec.NodeName = node })
+	pod := &corev1.Pod{}
+	g.must(cluster.Client.Get(g.t.Context(), g.key(name), pod))
+	before := pod.DeepCopy()
+	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse, LastTransitionTime: metav1.NewTime(since)}}
+	g.must(cluster.Client.Status().Patch(g.t.Context(), pod, client.MergeFrom(before)))
+	return pod
+}
+
 func (g *gate) detached(node string) {
 	g.t.Helper()
 	g.tell(node, func(s *v1alpha1.EBPFNodeStatus) {
@@ -266,6 +280,14 @@ func TestAgentLife(t *testing.T) {
 		return nil
 	})
 	g.tell(agentNodes[0], func(s *v1alpha1.EBPFNodeStatus) { s.Conditions = nil })
+	g.expectCondition("asks", v1alpha1.ConditionEBPFReady, attached)
+
+	// Of a node that nothing is heard of the node controller says that its pods are not ready.
+	unready := g.unreadyAgent("cut-off", agentNodes[0], time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC))
+	g.expectCondition("asks", v1alpha1.ConditionEBPFReady, "False Progressing: 1 node agent not ready: gate-1 since 2026-01-01T12:00:00Z; pods served before keep their programs and rules; see kubectl -n "+
+		g.name+" get pods -l app.kubernetes.io/component=agent -o wide")
+	g.idle("while an agent is not ready")
+	g.must(cluster.Client.Delete(t.Context(), unready, client.GracePeriodSeconds(0)))
 	g.expectCondition("asks", v1alpha1.ConditionEBPFReady, attached)
 
 	g.respec("asks", func(s *spec) { s.EBPFConfig.L4Firewall.DefaultAction = v1alpha1.FirewallActionBlock })
