@@ -324,8 +324,10 @@ func (p *podOf) partition(t *testing.T) {
 	} else if err := conn.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := node.Heal(); err != nil {
-		t.Fatal(err)
+	for range 2 {
+		if err := node.Heal(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := await(t.Context(), func(context.Context) error { return health() }); err != nil {
 		t.Error(err)

@@ -59,7 +59,7 @@ func (c *Cluster) buildWorkload(ctx context.Context) error {
 		pauseImage:    {"-cmd", "pause"},
 	} {
 		tar := filepath.Join(images, path.Base(name)+".tar")
-		if err := buildImage(ctx, name, tar, program, arguments...); err != nil {
+		if err := BuildImage(ctx, name, tar, program, arguments...); err != nil {
 			return err
 		}
 	}
@@ -71,8 +71,9 @@ func (c *Cluster) buildWorkload(ctx context.Context) error {
 	return nil
 }
 
-// buildImage makes a tar of an image of one program with bin/image.
-func buildImage(ctx context.Context, name, tar, program string, arguments ...string) error {
+// BuildImage makes a tar of an image of one program with bin/image, for this machine's
+// kind of processor. The arguments are more of bin/image's own, such as "-cmd", "serve".
+func BuildImage(ctx context.Context, name, tar, program string, arguments ...string) error {
 	top, err := root()
 	if err != nil {
 		return err

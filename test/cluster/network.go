@@ -151,6 +151,8 @@ func (f *fabric) cable(index int, ns netns.NsHandle) error {
 	}
 	veth := netlink.NewVeth(netlink.LinkAttrs{Name: port})
 	veth.PeerName, veth.PeerNamespace = nodeLink, netlink.NsFd(int(ns))
+	// A machine that is started again has the same network card: its neighbours know it.
+	veth.PeerHardwareAddr = net.HardwareAddr{0x02, 0, 0, 0x58, 0, byte(index)}
 	if err := f.handle.LinkAdd(veth); err != nil {
 		return fmt.Errorf("adding the link of node %d: %w", index, err)
 	}
@@ -245,7 +247,9 @@ func (f *fabric) partition(index int, apart bool) error {
 		if apart {
 			err = errors.Join(err, handle.NeighSet(neighbour))
 		} else {
-			err = errors.Join(err, handle.NeighDel(neighbour))
+			if failed := handle.NeighDel(neighbour); !errors.Is(failed, unix.ENOENT) {
+				err = errors.Join(err, failed)
+			}
 		}
 	}
 	return err

@@ -292,7 +292,7 @@ func (n *Node) Restart(ctx context.Context) error {
 // each other is lost; pods reach the pods of other nodes all the same.
 func (n *Node) Partition() error { return n.cluster.fabric.partition(n.index, true) }
 
-// Heal undoes Partition.
+// Heal undoes Partition. It may be called again.
 func (n *Node) Heal() error { return n.cluster.fabric.partition(n.index, false) }
 
 // Run runs a command on the node, as root in all its namespaces, and returns what it

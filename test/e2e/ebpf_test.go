@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -28,7 +29,7 @@ const guarded = "guarded"
 // TestEBPF turns the flag on, and has real pods counted and filtered.
 func TestEBPF(t *testing.T) {
 	p := &point{T: t, world: shared}
-	p.step("ebpf.enabled=true by helm upgrade: an agent on every node", (*point).enable)
+	p.step("ebpf.enabled=true by helm upgrade: an agent on every node", func(p *point) { p.enable() })
 	p.namespace(guarded)
 	p.step("exact counts of system calls, from the first", (*point).countCalls)
 	p.step(fmt.Sprintf("%d pods: no init container gets through", born), (*point).firstConnections)
@@ -40,8 +41,9 @@ func TestEBPF(t *testing.T) {
 var agentLabels = client.MatchingLabels{"app.kubernetes.io/component": "agent"}
 
 // enable upgrades the release, and waits until every node has an agent that serves it.
-func (p *point) enable() {
-	p.deploy("--set", "ebpf.enabled=true")
+func (p *point) enable(values ...string) {
+	p.Helper()
+	p.deploy(append(values, "--set", "ebpf.enabled=true")...)
 	p.awaitAgents()
 }
 
@@ -179,7 +181,7 @@ func (p *point) counter(pod *corev1.Pod, name string, labels map[string]string) 
 		if agent.Spec.NodeName != pod.Spec.NodeName {
 			continue
 		}
-		families, err := p.scrape(&agent)
+		families, err := p.scrape(p.Context(), &agent)
 		if err != nil {
 			return 0, err
 		}
@@ -206,12 +208,12 @@ func hasLabels(m *dto.Metric, pod *corev1.Pod, labels map[string]string) bool {
 	return has["namespace"] == pod.Namespace && has["pod_name"] == pod.Name
 }
 
-func (p *point) scrape(agent *corev1.Pod) (map[string]*dto.MetricFamily, error) {
-	request, err := http.NewRequestWithContext(p.Context(), http.MethodGet, "http://"+net.JoinHostPort(agent.Status.PodIP, "8080")+"/metrics", nil)
+func (w *world) scrape(ctx context.Context, agent *corev1.Pod) (map[string]*dto.MetricFamily, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(agent.Status.PodIP, "8080")+"/metrics", nil)
 	if err != nil {
 		return nil, err
 	}
-	response, err := p.web().Do(request)
+	response, err := w.web(agent).Do(request)
 	if err != nil {
 		return nil, err
 	}
@@ -223,9 +225,9 @@ func (p *point) scrape(agent *corev1.Pod) (map[string]*dto.MetricFamily, error) 
 	return parser.TextToMetricFamilies(response.Body)
 }
 
-// web is a client in the cluster's network.
-func (p *point) web() *http.Client {
-	return &http.Client{Transport: &http.Transport{DialContext: p.Dial, DisableKeepAlives: true}}
+// web is a client on the node of a pod, which reaches it also while the node is cut off.
+func (w *world) web(pod *corev1.Pod) *http.Client {
+	return &http.Client{Transport: &http.Transport{DialContext: w.Node(pod.Spec.NodeName).Dial, DisableKeepAlives: true}}
 }
 
 const (

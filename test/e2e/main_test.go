@@ -38,6 +38,7 @@ type world struct {
 	// then ctx ends.
 	scratch string
 	ctx     context.Context
+	asked   *asked
 }
 
 var shared *world
@@ -123,7 +124,7 @@ func newWorld(ctx context.Context, logs, home string) (*world, error) {
 	if _, err := os.Stat(image); err != nil {
 		return nil, fmt.Errorf("looking for the operator's image: %w; build it by: make cluster-image", err)
 	}
-	w := &world{logs: logs, scratch: home, ctx: ctx}
+	w := &world{logs: logs, scratch: home, ctx: ctx, asked: &asked{}}
 	w.Cluster, err = cluster.Start(ctx, cluster.Options{Nodes: *nodes, Images: []string{image}, Logs: logs, Progress: os.Stderr})
 	if err != nil {
 		return nil, err

@@ -59,10 +59,11 @@ func (p *point) must(err error) {
 	}
 }
 
-// await polls until yes returns no error.
+// await polls until yes returns no error. Where that takes long it tells why.
 func (p *point) await(what string, yes func() error) {
 	p.Helper()
-	end := time.Now().Add(patience)
+	const long = time.Minute
+	end, tell := time.Now().Add(patience), time.Now().Add(long)
 	for {
 		err := yes()
 		if err == nil {
@@ -70,6 +71,10 @@ func (p *point) await(what string, yes func() error) {
 		}
 		if p.Context().Err() != nil || time.Now().After(end) {
 			p.Fatalf("waiting until %s: not within %s: %v", what, patience, err)
+		}
+		if time.Now().After(tell) {
+			say("  still waiting until %s: %v", what, err)
+			tell = time.Now().Add(long)
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
@@ -205,6 +210,14 @@ const lostLease = "leader election lost"
 // error, and none of them was ever restarted but after it lost its Lease.
 func (p *point) quietLogs() {
 	p.Helper()
+	p.noErrorsAtRest()
+	for _, pod := range p.pods(system, nil) {
+		p.restarts(&pod)
+	}
+}
+
+func (p *point) noErrorsAtRest() {
+	p.Helper()
 	const rest = 10 * time.Second
 	from := metav1.Now()
 	time.Sleep(rest)
@@ -213,7 +226,6 @@ func (p *point) quietLogs() {
 		p.Fatal("the operator has no pods")
 	}
 	for _, pod := range pods {
-		p.restarts(&pod)
 		text, err := p.Clients().CoreV1().Pods(system).GetLogs(pod.Name, &corev1.PodLogOptions{SinceTime: &from}).DoRaw(p.Context())
 		p.must(err)
 		for _, line := range harness.ErrorLines(string(text)) {

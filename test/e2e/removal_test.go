@@ -27,7 +27,7 @@ import (
 // nothing of it may be left in the kernel.
 func TestRemoval(t *testing.T) {
 	p := &point{T: t, world: shared}
-	p.step("ebpf.enabled=true", (*point).enable)
+	p.step("ebpf.enabled=true", func(p *point) { p.enable() })
 	p.namespace(guarded)
 	p.step("pods that are filtered and counted on every node", func(p *point) { p.occupy() })
 	var held objects
@@ -149,7 +149,7 @@ func identify(path string, all objects) error {
 		}
 		id, _ := info.ID()
 		all.add("map", uint32(id))
-		return nil
+		return inner(m, all)
 	}
 	l, err := link.LoadPinnedLink(path, nil)
 	if err != nil {
@@ -162,6 +162,25 @@ func identify(path string, all objects) error {
 	}
 	all.add("link", uint32(info.ID))
 	all.add("program", uint32(info.Program))
+	return nil
+}
+
+// inner adds the maps in an array of maps.
+func inner(m *ebpf.Map, all objects) error {
+	if m.Type() != ebpf.ArrayOfMaps {
+		return nil
+	}
+	for i := range m.MaxEntries() {
+		var id uint32
+		err := m.Lookup(i, &id)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("reading an array of maps: %w", err)
+		}
+		all.add("map", id)
+	}
 	return nil
 }
 

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
@@ -24,6 +26,7 @@ type tries struct {
 	Address string
 	Results map[string]int
 	Last    string
+	Missed  map[string]string
 }
 
 func firstResults(p *point, pod *corev1.Pod) []tries {
@@ -46,18 +49,51 @@ func httpGet(path string, port int) *corev1.HTTPGetAction {
 // ask has a workload do something, by its control port.
 func (p *point) ask(pod *corev1.Pod, port int, path string, query url.Values, into any) {
 	p.Helper()
+	p.must(p.tryAsk(p.Context(), pod, port, path, query, into))
+}
+
+// tryAsk is ask for goroutines, and for what may fail. It is one connection.
+func (w *world) tryAsk(ctx context.Context, pod *corev1.Pod, port int, path string, query url.Values, into any) error {
 	target := "http://" + net.JoinHostPort(pod.Status.PodIP, strconv.Itoa(port)) + path + "?" + query.Encode()
-	request, err := http.NewRequestWithContext(p.Context(), http.MethodGet, target, nil)
-	p.must(err)
-	response, err := p.web().Do(request)
-	p.must(err)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return err
+	}
+	w.asked.add(pod)
+	response, err := w.web(pod).Do(request)
+	if err != nil {
+		return fmt.Errorf("asking %s for %s: %w", pod.Name, path, err)
+	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
-	p.must(err)
-	if response.StatusCode != http.StatusOK {
-		p.Fatalf("asking %s for %s: %s: %s", pod.Name, path, response.Status, text)
+	if err != nil {
+		return fmt.Errorf("asking %s for %s: %w", pod.Name, path, err)
 	}
-	p.must(json.Unmarshal(text, into))
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("asking %s for %s: %s: %s", pod.Name, path, response.Status, text)
+	}
+	return json.Unmarshal(text, into)
+}
+
+// asked counts the connections that the tests themselves made to pods.
+type asked struct {
+	mu    sync.Mutex
+	byPod map[types.UID]int
+}
+
+func (a *asked) add(pod *corev1.Pod) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.byPod == nil {
+		a.byPod = map[types.UID]int{}
+	}
+	a.byPod[pod.UID]++
+}
+
+func (a *asked) of(pod *corev1.Pod) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.byPod[pod.UID]
 }
 
 func (p *point) received(pod *corev1.Pod) map[string]int {

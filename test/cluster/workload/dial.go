@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"net"
 	"strings"
 	"sync"
@@ -31,12 +32,17 @@ type tries struct {
 	// First and Last are the answer, or the error, of the first and last try.
 	First string `json:"first"`
 	Last  string `json:"last"`
+	// Missed is, for each result but reached, the last error, with its time.
+	Missed map[string]string `json:"missed,omitempty"`
 }
 
 func (t *tries) add(result, told string) {
 	if t.Results == nil {
-		t.Results = map[string]int{}
+		t.Results, t.Missed = map[string]int{}, map[string]string{}
 		t.First = told
+	}
+	if result != reached {
+		t.Missed[result] = time.Now().UTC().Format("15:04:05.000 ") + told
 	}
 	t.Results[result]++
 	t.Last = told
@@ -141,10 +147,7 @@ func (l *loop) count() tries {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.tries
-	t.Results = map[string]int{}
-	for result, n := range l.tries.Results {
-		t.Results[result] = n
-	}
+	t.Results, t.Missed = maps.Clone(t.Results), maps.Clone(t.Missed)
 	return t
 }
 

@@ -70,8 +70,10 @@ func TestServersAreReached(t *testing.T) {
 
 func TestNobodyIsThere(t *testing.T) {
 	port := freePort(t, "tcp")
-	if result, told := try("tcp", "127.0.0.1:"+port, 10*time.Second); result != refused {
-		t.Errorf("%s: %s", result, told)
+	var got tries
+	got.add(try("tcp", "127.0.0.1:"+port, 10*time.Second))
+	if got.Results[refused] != 1 || !strings.HasSuffix(got.Missed[refused], got.Last) || got.Last == "" {
+		t.Errorf("%+v", got)
 	}
 }
 
@@ -109,6 +111,10 @@ func TestControl(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("/loop: %+v", got)
 		}
+	}
+	loops := map[string]tries{}
+	if ask("/loops", nil, &loops); len(loops) != 1 || loops["a"].Results[reached] < got.Results[reached] || len(loops["a"].Missed) > 0 {
+		t.Errorf("/loops: %+v", loops)
 	}
 	before := got.Results[reached]
 	ask("/loop/stop", target, &got)

@@ -139,13 +139,14 @@ func (s *server) count(what string) {
 //	/loop?id=&network=&address=&timeout=&every=    begins to try it again and again
 //	/loop/count?id=                                what came of that so far
 //	/loop/stop?id=                                 ends it, and tells what came of it in all
+//	/loops                                         what came of all loops so far, by id
 //	/calls?number=&count=                          makes system calls
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	for path, serve := range map[string]func(url.Values) (any, error){
 		"/received": s.serveReceived, "/dial": s.serveDial, "/loop": s.serveLoop, "/loop/count": s.serveLoopCount,
-		"/loop/stop": s.serveLoopStop, "/calls": s.serveCalls,
+		"/loop/stop": s.serveLoopStop, "/loops": s.serveLoops, "/calls": s.serveCalls,
 	} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			answer, err := serve(r.URL.Query())
@@ -222,6 +223,16 @@ func (s *server) serveLoopCount(q url.Values) (any, error) {
 		return nil, err
 	}
 	return l.count(), nil
+}
+
+func (s *server) serveLoops(url.Values) (any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := map[string]tries{}
+	for id, l := range s.loops {
+		all[id] = l.count()
+	}
+	return all, nil
 }
 
 func (s *server) serveLoopStop(q url.Values) (any, error) {
