@@ -34,7 +34,16 @@ test-cluster: cluster-programs bin/image bin/registry ## Test the cluster itself
 test-run: cluster-programs cluster-image ## Test `make run` on a real node (2 minutes).
 	$(GOTESTSUM) $(GOTEST_FLAGS) -tags=nodes -run=OnNode $(TEST_FLAGS) ./hack/run
 
-# -v: it prints what it does, and how long that took. TestOLM is e2e-olm's.
+# -v: it prints what it does, and how long that took. TestOLM is e2e-olm's,
+# TestSoak soak's.
 .PHONY: e2e
 e2e: cluster-programs cluster-image bin/helm ## Test the operator, by its chart and image, on real nodes (TEST_FLAGS='-run TestEBPF').
-	go test -v -count=1 -timeout=60m -skip TestOLM $(TEST_FLAGS) ./test/e2e
+	go test -v -count=1 -timeout=60m -skip '^Test(OLM|Soak)$$' $(TEST_FLAGS) ./test/e2e
+
+# How long `make soak` churns, and what its choices begin with (0: another one each time).
+SOAK ?= 10m
+SEED ?= 0
+
+.PHONY: soak
+soak: cluster-programs cluster-image bin/helm ## Churn pods and configs on real nodes, with kills, for SOAK= (10m), and look for what grows (SEED=).
+	go test -v -count=1 -timeout=0 -run '^TestSoak$$' ./test/e2e -soak=$(SOAK) -soak.seed=$(SEED)

@@ -336,3 +336,24 @@ func (p *point) unprivileged() {
 		return nil
 	})
 }
+
+// mapMemory is what the maps among objects take, in bytes.
+func mapMemory(all objects) (uint64, error) {
+	total := uint64(0)
+	for id := range all["map"] {
+		m, err := ebpf.NewMapFromID(ebpf.MapID(id))
+		if err != nil {
+			return 0, fmt.Errorf("opening map %d: %w", id, err)
+		}
+		info, err := m.Info()
+		if err := errors.Join(err, m.Close()); err != nil {
+			return 0, fmt.Errorf("asking map %d for its size: %w", id, err)
+		}
+		bytes, there := info.Memlock()
+		if !there {
+			return 0, fmt.Errorf("map %d does not tell its size", id)
+		}
+		total += bytes
+	}
+	return total, nil
+}
