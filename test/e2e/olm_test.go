@@ -268,20 +268,18 @@ func (o *lifecycle) startCatalog(p *point) {
 			o.apply(p, object)
 		}
 	}
-	p.await("the catalog is reached", func() error { return o.catalogServes(p, o.version) })
+	p.await("the catalog is reached", func() error {
+		source := &operatorsv1alpha1.CatalogSource{}
+		if err := p.get(olmSystem, packageName, source); err != nil {
+			return err
+		}
+		if state := source.Status.GRPCConnectionState; state == nil || state.LastObservedState != "READY" {
+			return fmt.Errorf("the connection is %+v, the message %q", state, source.Status.Message)
+		}
+		return nil
+	})
 	p.ranWith(olmSystem, packaged.CatalogImage(o.version))
 	p.ranWith(olmSystem, packaged.OPMImage)
-}
-
-func (o *lifecycle) catalogServes(p *point, version string) error {
-	source := &operatorsv1alpha1.CatalogSource{}
-	if err := p.get(olmSystem, packageName, source); err != nil {
-		return err
-	}
-	if state := source.Status.GRPCConnectionState; source.Spec.Image != packaged.CatalogImage(version) || state == nil || state.LastObservedState != "READY" {
-		return fmt.Errorf("the image is %s, the connection %+v, the message %q", source.Spec.Image, state, source.Status.Message)
-	}
-	return nil
 }
 
 // subscribe makes namespace, OperatorGroup and Subscription of the page, with the flag.
@@ -410,10 +408,9 @@ func (o *lifecycle) upgrade(p *point) {
 	told := func(what string) { say("  %s after %s", what, time.Since(began).Round(100*time.Millisecond)) }
 	p.patch(&operatorsv1alpha1.CatalogSource{ObjectMeta: metav1.ObjectMeta{Namespace: olmSystem, Name: packageName}},
 		fmt.Sprintf(`{"spec":{"image":%q}}`, packaged.CatalogImage(packaged.Newer)))
-	p.await("the newer catalog is reached", func() error { return o.catalogServes(p, packaged.Newer) })
-	told("the newer catalog is reached")
 	o.installed(p, packaged.Newer)
 	told("the managers are the newer ones")
+	p.ranWith(olmSystem, packaged.CatalogImage(packaged.Newer))
 	o.unpacked(p, packaged.Newer)
 	o.awaitAgents(p, packaged.Newer)
 	told("the agents are the newer ones")
