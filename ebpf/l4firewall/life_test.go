@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/google/uuid"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -28,7 +29,7 @@ import (
 )
 
 // laterBuild has other layouts of most maps.
-var laterBuild = build{load: nextlayout.Load, counters: 2, policies: 2, pods: 2, flows: 1, syns: 1}
+var laterBuild = build{load: nextlayout.Load, counters: 2, policies: 2, pods: 2, flows: 2, syns: 1}
 
 const goodPort, badPort = 8080, 8081
 
@@ -635,6 +636,29 @@ func (t *flowTable) count(test *testing.T) (held uint64) {
 		}
 	}
 	return held
+}
+
+// Version 1 of the table of flows was the kernel's LRU. An agent that follows one with
+// it makes a table of its own, and goes on.
+func TestFirstFlowTable(t *testing.T) {
+	n := sandbox.New(t)
+	p := Compile([]Rules{both(Rules{Block: true, Allowed: []uint16{goodPort}})}, nil)
+	x := newPair(t, n, openFirewall(t, Options{Dir: n.BPFFS()}), 0, p)
+	x.serve(goodPort, badPort)
+	must(t, x.f.Close())
+	first, err := ebpf.NewMap(&ebpf.MapSpec{Name: "flows", Type: ebpf.LRUHash, KeySize: 40, ValueSize: 16, MaxEntries: 65536})
+	must(t, err)
+	defer first.Close()
+	pin := filepath.Join(n.BPFFS(), folder, mapPin("flows", 1, first.MaxEntries()))
+	must(t, first.Pin(pin))
+	x.f = openFirewall(t, Options{Dir: n.BPFFS()})
+	for _, protocol := range []Protocol{TCP, UDP} {
+		x.check(p, Ingress, protocol, 0, goodPort)
+		x.check(p, Ingress, protocol, 0, badPort)
+	}
+	if _, err := os.Lstat(pin); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the pin of the first table: %v", err)
+	}
 }
 
 // The table of flows has room for as many as it was made for, all but one of a
