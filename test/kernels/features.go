@@ -9,14 +9,12 @@ import (
 	"strings"
 
 	"github.com/podconfigmap/podconfigmap-controller/internal/kernelfeature"
+	"github.com/podconfigmap/podconfigmap-controller/test/kernels/vm"
 	"github.com/podconfigmap/podconfigmap-controller/test/kernels/wire"
 )
 
-// newestSeries is the series of the newest kernel, whatever it is.
-const newestSeries = "newest"
-
 // allSeries are the kernels that are tested: of each, the newest that there is.
-var allSeries = []string{"5.10", "6.1", "6.12", newestSeries}
+var allSeries = []string{"5.10", "6.1", "6.12", vm.Newest}
 
 // feature is a row of the table: what some tests show together.
 type feature struct {

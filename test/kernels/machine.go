@@ -11,11 +11,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
+	"github.com/podconfigmap/podconfigmap-controller/test/kernels/vm"
 	"github.com/podconfigmap/podconfigmap-controller/test/kernels/wire"
 )
 
@@ -23,26 +22,18 @@ import (
 // measure of speed: the emulation is slow, and the host may be busy.
 const patience = time.Hour
 
-const qemu = "qemu-system-x86_64"
-
 // boot runs a kernel with an initramfs and more arguments in QEMU, and hands each
 // message of the guest to receive. It returns after the machine has ended. What the
 // kernel says goes to the file console.
-func boot(ctx context.Context, k kernel, initrd, console, arguments string, receive func(wire.Message)) error {
+func boot(ctx context.Context, k vm.Kernel, initrd, console, arguments string, receive func(wire.Message)) error {
 	out, in, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer out.Close()
-	cmd := exec.CommandContext(ctx, qemu,
-		// With thread=multi kernels panicked now and then, and Linux 6.12 faults
-		// where QEMU 7.2 emulates cmpxchg16b.
-		"-accel", "tcg,thread=single", "-cpu", "max,la57=off,cx16=off", "-smp", "2", "-m", "1536",
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+	cmd := exec.CommandContext(ctx, vm.QEMU, append(vm.Arguments(k, initrd, 2, 1536, arguments),
 		"-serial", "file:"+console,
-		"-serial", "stdio",
-		"-kernel", filepath.Join(k.dir, imageFile), "-initrd", initrd,
-		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 "+arguments))
+		"-serial", "stdio")...)
 	cmd.Stdout, cmd.Stderr = in, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	err = cmd.Start()

@@ -27,6 +27,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/podconfigmap/podconfigmap-controller/test/kernels/vm"
 	"github.com/podconfigmap/podconfigmap-controller/test/kernels/wire"
 )
 
@@ -64,10 +65,10 @@ func run(ctx context.Context, o options) error {
 	if o.partial() && (o.check != "" || o.doc != "") {
 		return errors.New("the page of results is about all kernels and tests: leave out -check and -doc, or -kernels, -only and -append")
 	}
-	if _, err := exec.LookPath(qemu); err != nil {
+	if _, err := exec.LookPath(vm.QEMU); err != nil {
 		return fmt.Errorf("%w: apt-get install qemu-system-x86", err)
 	}
-	kernels, err := getKernels(ctx, o.series)
+	kernels, err := vm.Kernels(ctx, os.Stdout, o.series...)
 	if err != nil {
 		return fmt.Errorf("getting kernels: %w", err)
 	}
@@ -86,44 +87,17 @@ func run(ctx context.Context, o options) error {
 	for _, k := range kernels {
 		r, err := testKernel(ctx, k, work, o)
 		if err != nil {
-			return fmt.Errorf("testing Linux %s: %w", k.version, err)
+			return fmt.Errorf("testing Linux %s: %w", k.Version, err)
 		}
 		results = append(results, r)
 	}
 	return report(o, results)
 }
 
-func getKernels(ctx context.Context, series []string) ([]kernel, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return nil, err
-	}
-	cache = filepath.Join(cache, "podconfigmap-controller", "kernels")
-	kernels, err := remembered(cache, series, time.Now())
-	if err != nil || len(kernels) == len(series) {
-		return kernels, err
-	}
-	a, err := openArchive(ctx, filepath.Join(cache, "apt"))
-	if err != nil {
-		return nil, err
-	}
-	kernels = nil
-	for _, s := range series {
-		began := time.Now()
-		k, err := getKernel(ctx, a, cache, s)
-		if err != nil {
-			return nil, err
-		}
-		fmt.Printf("%-7s Linux %s (%.1f s)\n", s, k.version, time.Since(began).Seconds())
-		kernels = append(kernels, k)
-	}
-	return kernels, remember(cache, kernels, time.Now())
-}
-
 // compile makes the static programs that run in the machines.
 func compile(ctx context.Context, work string) error {
 	build := func(args ...string) error {
-		_, err := output(ctx, "", "env", append([]string{"CGO_ENABLED=0", "GOARCH=amd64", "go"}, args...)...)
+		_, err := vm.Output(ctx, "", "env", append([]string{"CGO_ENABLED=0", "GOARCH=amd64", "go"}, args...)...)
 		return err
 	}
 	if err := build("build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(work, "guest"), "./test/kernels/guest"); err != nil {
@@ -138,10 +112,10 @@ func compile(ctx context.Context, work string) error {
 }
 
 // testKernel boots a kernel and returns what became of everything.
-func testKernel(ctx context.Context, k kernel, work string, o options) (*result, error) {
+func testKernel(ctx context.Context, k vm.Kernel, work string, o options) (*result, error) {
 	var release [2]int
-	if _, err := fmt.Sscanf(k.version, "%d.%d", &release[0], &release[1]); err != nil {
-		return nil, fmt.Errorf("reading the version %q: %w", k.version, err)
+	if _, err := fmt.Sscanf(k.Version, "%d.%d", &release[0], &release[1]); err != nil {
+		return nil, fmt.Errorf("reading the version %q: %w", k.Version, err)
 	}
 	todo := plan(release)
 	if o.only != "" {
@@ -151,7 +125,7 @@ func testKernel(ctx context.Context, k kernel, work string, o options) (*result,
 	if err := writeInitramfs(initrd, k, work, todo); err != nil {
 		return nil, err
 	}
-	digest, err := digestOf(initrd, filepath.Join(k.dir, imageFile))
+	digest, err := digestOf(initrd, k.Image())
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +152,7 @@ func testKernel(ctx context.Context, k kernel, work string, o options) (*result,
 func (o *options) whole() bool { return o.only == "" && o.arguments == "" }
 
 // boot runs a kernel, and writes files whose names begin with name.
-func (o *options) boot(ctx context.Context, k kernel, release [2]int, initrd, name string) (*result, error) {
+func (o *options) boot(ctx context.Context, k vm.Kernel, release [2]int, initrd, name string) (*result, error) {
 	log, err := os.Create(name + ".log")
 	if err != nil {
 		return nil, err
@@ -195,12 +169,12 @@ func (o *options) boot(ctx context.Context, k kernel, release [2]int, initrd, na
 }
 
 // writeInitramfs makes the machine's file system.
-func writeInitramfs(path string, k kernel, work string, todo wire.Jobs) error {
+func writeInitramfs(path string, k vm.Kernel, work string, todo wire.Jobs) error {
 	file, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(fillInitramfs(newInitramfs(file), k, work, todo), file.Close())
+	return errors.Join(fillInitramfs(vm.NewInitramfs(file), k, work, todo), file.Close())
 }
 
 // report returns what is wrong with the results, or else writes or checks the page.

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/podconfigmap/podconfigmap-controller/test/kernels/vm"
 	"github.com/podconfigmap/podconfigmap-controller/test/kernels/wire"
 )
 
@@ -37,8 +38,8 @@ type result struct {
 	running  string // the test that runs
 }
 
-func newResult(k kernel, release [2]int, log io.Writer) *result {
-	return &result{Release: release, Series: k.series, Version: k.version, Tests: map[string]string{}, Skipped: map[string]bool{}, log: log, began: time.Now()}
+func newResult(k vm.Kernel, release [2]int, log io.Writer) *result {
+	return &result{Release: release, Series: k.Series, Version: k.Version, Tests: map[string]string{}, Skipped: map[string]bool{}, log: log, began: time.Now()}
 }
 
 // digestOf returns a digest of the contents of files.

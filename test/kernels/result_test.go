@@ -11,12 +11,13 @@ import (
 	"testing"
 
 	"github.com/podconfigmap/podconfigmap-controller/internal/kernelfeature"
+	"github.com/podconfigmap/podconfigmap-controller/test/kernels/vm"
 	"github.com/podconfigmap/podconfigmap-controller/test/kernels/wire"
 )
 
 // good is the result of a kernel on which all is as it must be.
 func good(version string, release [2]int) *result {
-	r := newResult(kernel{version: version}, release, io.Discard)
+	r := newResult(vm.Kernel{Version: version}, release, io.Discard)
 	r.receive(wire.Message{Kernel: &wire.Kernel{Release: version, BTF: true, Preemption: "lazy"}})
 	for _, g := range groups {
 		for _, f := range g.features {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package vm
 
 import (
 	"bytes"
@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -18,21 +19,53 @@ import (
 	"time"
 )
 
-// wantedModules are those that the tests' pods have their network of; all else is
-// built into Debian's kernels.
-var wantedModules = []string{"veth", "bridge"}
+// wantedModules are those that the network of pods is made of, and a node's disk and
+// network; all else is built into Debian's kernels.
+var wantedModules = []string{"veth", "bridge", "overlay", "virtio_pci", "virtio_net"}
 
-// kernel is one that can be booted: a directory that holds vmlinuz, modules, and
-// modules.json, their names in an order in which they can be loaded.
-type kernel struct {
-	series  string // as it was asked for
-	version string // of Debian's package
-	dir     string
+// Kernel is one that can be booted: a directory that holds vmlinuz, modules,
+// modules.json, their names in an order in which they can be loaded, and wanted.json,
+// what they were looked up for.
+type Kernel struct {
+	Series  string // as it was asked for
+	Version string // of Debian's package
+	Dir     string
+}
+
+// Newest is the series of the newest kernel, whatever it is.
+const Newest = "newest"
+
+// Image is the path of the kernel itself.
+func (k Kernel) Image() string { return filepath.Join(k.Dir, imageFile) }
+
+// Modules are the paths of its modules, in an order in which they can be loaded.
+func (k Kernel) Modules() ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(k.Dir, modulesFile))
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	if err := json.Unmarshal(text, &paths); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", filepath.Join(k.Dir, modulesFile), err)
+	}
+	for i, name := range paths {
+		paths[i] = filepath.Join(k.Dir, name)
+	}
+	return paths, nil
+}
+
+// complete tells whether a directory is there, and made for all modules that are
+// wanted now.
+func complete(dir string) bool {
+	text, err := os.ReadFile(filepath.Join(dir, wantedFile))
+	var made []string
+	return err == nil && json.Unmarshal(text, &made) == nil && slices.Equal(made, wantedModules)
 }
 
 const (
 	imageFile   = "vmlinuz"
 	modulesFile = "modules.json"
+	wantedFile  = "wanted.json"
 )
 
 // dirOf is where a version is kept.
@@ -69,16 +102,16 @@ func answers(cache string) (map[string]answer, error) {
 
 // remembered returns the kernels of those series of which the mirror's answer is good
 // for now, and the kernel there.
-func remembered(cache string, series []string, now time.Time) ([]kernel, error) {
+func remembered(cache string, series []string, now time.Time) ([]Kernel, error) {
 	known, err := answers(cache)
 	if err != nil {
 		return nil, err
 	}
-	var kernels []kernel
+	var kernels []Kernel
 	for _, s := range series {
 		last, ok := known[s]
-		k := kernel{series: s, version: last.Version, dir: dirOf(cache, last.Version)}
-		if ok && now.Sub(last.Asked) < goodFor && exists(k.dir) {
+		k := Kernel{Series: s, Version: last.Version, Dir: dirOf(cache, last.Version)}
+		if ok && now.Sub(last.Asked) < goodFor && complete(k.Dir) {
 			kernels = append(kernels, k)
 		}
 	}
@@ -86,13 +119,13 @@ func remembered(cache string, series []string, now time.Time) ([]kernel, error) 
 }
 
 // remember notes which kernels are the newest now.
-func remember(cache string, kernels []kernel, now time.Time) error {
+func remember(cache string, kernels []Kernel, now time.Time) error {
 	known, err := answers(cache)
 	if err != nil {
 		return err
 	}
 	for _, k := range kernels {
-		known[k.series] = answer{k.version, now}
+		known[k.Series] = answer{k.Version, now}
 	}
 	text, err := json.Marshal(known)
 	if err != nil {
@@ -102,17 +135,17 @@ func remember(cache string, kernels []kernel, now time.Time) error {
 }
 
 // getKernel returns the newest kernel of a series, from the cache where that has it.
-func getKernel(ctx context.Context, a *archive, cache, series string) (kernel, error) {
+func getKernel(ctx context.Context, a *archive, cache, series string) (Kernel, error) {
 	prefix := series + "."
-	if series == newestSeries {
+	if series == Newest {
 		prefix = ""
 	}
 	meta, err := a.newest(ctx, prefix)
 	if err != nil {
-		return kernel{}, err
+		return Kernel{}, err
 	}
-	k := kernel{series: series, version: meta.version, dir: dirOf(cache, meta.version)}
-	if exists(k.dir) {
+	k := Kernel{Series: series, Version: meta.version, Dir: dirOf(cache, meta.version)}
+	if complete(k.Dir) {
 		return k, nil
 	}
 	packages, err := a.packages(ctx, meta)
@@ -131,7 +164,8 @@ func getKernel(ctx context.Context, a *archive, cache, series string) (kernel, e
 	if err := keep(ctx, tree, kept); err != nil {
 		return k, fmt.Errorf("looking for the kernel in %v: %w", packages, err)
 	}
-	return k, os.Rename(kept, k.dir)
+	// One that was made for fewer modules makes way.
+	return k, errors.Join(os.RemoveAll(k.Dir), os.Rename(kept, k.Dir))
 }
 
 // keep copies what a boot needs from an unpacked kernel.
@@ -206,7 +240,11 @@ func keepModules(ctx context.Context, modules map[string]string, to string) erro
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(to, modulesFile), list, 0o644)
+	wanted, err := json.Marshal(wantedModules)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(filepath.Join(to, modulesFile), list, 0o644), os.WriteFile(filepath.Join(to, wantedFile), wanted, 0o644))
 }
 
 func readModule(ctx context.Context, path string) ([]byte, error) {
@@ -237,4 +275,35 @@ func dependencies(module []byte) ([]string, error) {
 		}
 	}
 	return nil, nil
+}
+
+// Kernels returns the newest kernel of each series, such as "6.1", or Newest. They are
+// fetched from the mirror that the machine's apt knows, unless the user's cache has
+// them; the mirror is asked once a day. progress gets a line for each that was asked
+// for.
+func Kernels(ctx context.Context, progress io.Writer, series ...string) ([]Kernel, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return nil, err
+	}
+	cache = filepath.Join(cache, "podconfigmap-controller", "kernels")
+	kernels, err := remembered(cache, series, time.Now())
+	if err != nil || len(kernels) == len(series) {
+		return kernels, err
+	}
+	a, err := openArchive(ctx, filepath.Join(cache, "apt"))
+	if err != nil {
+		return nil, err
+	}
+	kernels = nil
+	for _, s := range series {
+		began := time.Now()
+		k, err := getKernel(ctx, a, cache, s)
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(progress, "%-7s Linux %s (%.1f s)\n", s, k.Version, time.Since(began).Seconds())
+		kernels = append(kernels, k)
+	}
+	return kernels, remember(cache, kernels, time.Now())
 }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package vm
 
 import (
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,13 +60,13 @@ func (a *archive) apt(ctx context.Context, dir, program string, args ...string) 
 		"-o", "Acquire::Languages=none", "-o", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
 		"-o", "APT::Architecture=amd64", "-o", "APT::Sandbox::User=root",
 	}
-	return output(ctx, dir, program, append(options, args...)...)
+	return Output(ctx, dir, program, append(options, args...)...)
 }
 
 // mirrorOf returns the address of the mirror that the machine's own sources name for
 // its own release.
 func mirrorOf(ctx context.Context) (string, error) {
-	text, err := output(ctx, "", "apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Created-By: Packages", "Origin: Debian")
+	text, err := Output(ctx, "", "apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Created-By: Packages", "Origin: Debian")
 	if err != nil {
 		return "", err
 	}
@@ -174,16 +173,16 @@ func (a *archive) fetch(ctx context.Context, packages []string, dir string) erro
 		return err
 	}
 	for _, file := range files {
-		if _, err := output(ctx, "", "dpkg-deb", "-x", file, dir); err != nil {
+		if _, err := Output(ctx, "", "dpkg-deb", "-x", file, dir); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// output runs a program in a directory and returns what it wrote; an error has what
+// Output runs a program in a directory and returns what it wrote; an error has what
 // it said.
-func output(ctx context.Context, dir, program string, args ...string) (string, error) {
+func Output(ctx context.Context, dir, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
@@ -193,9 +192,4 @@ func output(ctx context.Context, dir, program string, args ...string) (string, e
 		return "", fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(said.String()))
 	}
 	return out.String(), nil
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return !errors.Is(err, fs.ErrNotExist)
 }
