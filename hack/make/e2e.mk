@@ -35,10 +35,10 @@ test-run: cluster-programs cluster-image ## Test `make run` on a real node (2 mi
 	$(GOTESTSUM) $(GOTEST_FLAGS) -tags=nodes -run=OnNode $(TEST_FLAGS) ./hack/run
 
 # -v: it prints what it does, and how long that took. TestOLM is e2e-olm's,
-# TestSoak soak's.
+# TestSoak soak's, TestVirtualNode test-virtual-node's.
 .PHONY: e2e
 e2e: cluster-programs cluster-image bin/helm ## Test the operator, by its chart and image, on real nodes (TEST_FLAGS='-run TestEBPF').
-	go test -v -count=1 -timeout=60m -skip '^Test(OLM|Soak)$$' $(TEST_FLAGS) ./test/e2e
+	go test -v -count=1 -timeout=60m -skip '^Test(OLM|Soak|VirtualNode)$$' $(TEST_FLAGS) ./test/e2e
 
 # How long `make soak` churns, and what its choices begin with (0: another one each time).
 SOAK ?= 10m
@@ -47,3 +47,8 @@ SEED ?= 0
 .PHONY: soak
 soak: cluster-programs cluster-image bin/helm ## Churn pods and configs on real nodes, with kills, for SOAK= (10m), and look for what grows (SEED=).
 	go test -v -count=1 -timeout=0 -run '^TestSoak$$' ./test/e2e -soak=$(SOAK) -soak.seed=$(SEED)
+
+# Apart from `make e2e`: emulated nodes take 8 minutes, and three times that on a busy machine.
+.PHONY: test-virtual-node
+test-virtual-node: cluster-programs cluster-image bin/helm ## The same in short on nodes in QEMU, with Debian's Linux 6.1 and 5.10 (qemu-system-x86, xz-utils, busybox-static).
+	go test -v -count=1 -timeout=90m -run='^TestVirtualNode$$' $(TEST_FLAGS) ./test/e2e -nodes=1

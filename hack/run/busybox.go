@@ -4,8 +4,6 @@ package main
 
 import (
 	"context"
-	"debug/elf"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/podconfigmap/podconfigmap-controller/test/cluster"
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
@@ -20,36 +19,10 @@ import (
 // busybox.
 const busyboxImage = "docker.io/library/busybox:1.37"
 
-// lacksBusybox says what is missing to make the samples' image.
-func lacksBusybox() error {
-	_, err := findBusybox()
-	return err
-}
-
-// findBusybox finds a busybox that needs no libraries.
-func findBusybox() (string, error) {
-	const remedy = "apt-get install busybox-static"
-	path, err := exec.LookPath("busybox")
-	if err != nil {
-		return "", errors.New("there is no busybox for the sample's image: " + remedy)
-	}
-	program, err := elf.Open(path)
-	if err != nil {
-		return "", fmt.Errorf("reading %s: %w", path, err)
-	}
-	defer program.Close()
-	for _, p := range program.Progs {
-		if p.Type == elf.PT_INTERP {
-			return "", fmt.Errorf("%s is not static: %s", path, remedy)
-		}
-	}
-	return path, nil
-}
-
 // buildBusybox makes a tar of the samples' image in a folder: busybox, and a script for
 // each command that it has.
 func buildBusybox(ctx context.Context, folder string) (string, error) {
-	program, err := findBusybox()
+	program, err := cluster.Busybox()
 	if err != nil {
 		return "", err
 	}

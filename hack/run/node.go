@@ -48,7 +48,8 @@ func (s *session) noNode() (string, error) {
 	if s.node == nodeNever {
 		return "NODE=false", nil
 	}
-	lacks := errors.Join(cluster.Lacks(), lacksBusybox())
+	_, noBusybox := cluster.Busybox() // for the samples' image
+	lacks := errors.Join(cluster.Lacks(), noBusybox)
 	if lacks == nil {
 		return "", nil
 	}

@@ -36,6 +36,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -78,6 +79,9 @@ type Cluster struct {
 	fabric   *fabric
 	gateways []*gateway
 	nodes    []*Node
+
+	virtualMu sync.Mutex // guards virtual
+	virtual   []*Node
 }
 
 // programs are the folders of the machines' programs.
@@ -213,7 +217,10 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 // given a folder. The error says what could not be removed. It may be called again.
 func (c *Cluster) Stop() error {
 	var errs []error
-	for _, n := range c.nodes {
+	c.virtualMu.Lock()
+	virtual := c.virtual
+	c.virtualMu.Unlock()
+	for _, n := range append(c.Nodes(), virtual...) {
 		errs = append(errs, n.Kill())
 	}
 	for _, g := range c.gateways {
@@ -254,7 +261,9 @@ func (c *Cluster) Nodes() []*Node { return slices.Clone(c.nodes) }
 
 // Node is the node of that name, or nil.
 func (c *Cluster) Node(name string) *Node {
-	for _, n := range c.nodes {
+	c.virtualMu.Lock()
+	defer c.virtualMu.Unlock()
+	for _, n := range append(c.Nodes(), c.virtual...) {
 		if n.Name == name {
 			return n
 		}

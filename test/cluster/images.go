@@ -32,17 +32,25 @@ const (
 
 // buildOwn builds the programs of this package that machines need.
 func buildOwn(ctx context.Context, folder string) error {
+	for _, name := range []string{workload, unlimited} {
+		if err := buildProgram(ctx, folder, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// buildProgram builds a program of a folder of this package.
+func buildProgram(ctx context.Context, folder, name string) error {
 	top, err := root()
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{workload, unlimited} {
-		command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(folder, name), "./test/cluster/"+name)
-		command.Dir = top
-		command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
-		if said, err := command.CombinedOutput(); err != nil {
-			return fmt.Errorf("building %s: %w\n%s", name, err, said)
-		}
+	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(folder, name), "./test/cluster/"+name)
+	command.Dir = top
+	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	if said, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", name, err, said)
 	}
 	return nil
 }

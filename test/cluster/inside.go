@@ -124,19 +124,26 @@ func beMachine(path string) error {
 	if err != nil {
 		return err
 	}
-	in := &inside{children: map[int]*child{}, programs: map[string]*child{}, to: json.NewEncoder(os.Stdout)}
-	if err := json.Unmarshal(text, &in.spec); err != nil {
+	var s spec
+	if err := json.Unmarshal(text, &s); err != nil {
 		return fmt.Errorf("reading %s: %w", path, err)
 	}
-	if err := in.spec.furnish(); err != nil {
-		return fmt.Errorf("furnishing %s: %w", in.spec.Name, err)
+	if err := s.furnish(); err != nil {
+		return fmt.Errorf("furnishing %s: %w", s.Name, err)
 	}
+	return serveOrders(s, os.Stdin, os.Stdout)
+}
+
+// serveOrders tells that the machine is ready, and serves orders until there are no
+// more.
+func serveOrders(s spec, from io.Reader, to io.Writer) error {
+	in := &inside{spec: s, children: map[int]*child{}, programs: map[string]*child{}, to: json.NewEncoder(to)}
 	// Only the end of the orders ends it. Not signal.Ignore: what is started here
 	// would inherit it.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	go in.reap()
 	in.answer(report{}) // it is ready
-	for decoder := json.NewDecoder(os.Stdin); ; {
+	for decoder := json.NewDecoder(from); ; {
 		var o order
 		if err := decoder.Decode(&o); err != nil {
 			return nil

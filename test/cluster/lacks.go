@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
@@ -156,4 +157,25 @@ func beTrial(folder string) error {
 		return fmt.Errorf("leaving the host's mounts: %w", err)
 	}
 	return mount("tmpfs", folder, "tmpfs", "")
+}
+
+// Busybox is the path of this machine's busybox, which must be one that needs no
+// libraries.
+func Busybox() (string, error) {
+	const remedy = "apt-get install busybox-static"
+	path, err := exec.LookPath("busybox")
+	if err != nil {
+		return "", errors.New("there is no busybox: " + remedy)
+	}
+	program, err := elf.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("reading %s: %w", path, err)
+	}
+	defer program.Close()
+	for _, p := range program.Progs {
+		if p.Type == elf.PT_INTERP {
+			return "", fmt.Errorf("%s is not static: %s", path, remedy)
+		}
+	}
+	return path, nil
 }

@@ -54,3 +54,28 @@ func TestTryMachine(t *testing.T) {
 		t.Errorf("a folder that is not there became %v", err)
 	}
 }
+
+// A busybox that wants libraries would not run in the image.
+func TestBusybox(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	if _, err := Busybox(); err == nil || !strings.HasSuffix(err.Error(), "apt-get install busybox-static") {
+		t.Errorf("no busybox became %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "busybox"), []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Busybox(); err == nil || !strings.Contains(err.Error(), "reading "+dir) {
+		t.Errorf("a script became %v", err)
+	}
+	text, err := os.ReadFile("/bin/sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "busybox"), text, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Busybox(); err == nil || !strings.HasSuffix(err.Error(), "is not static: apt-get install busybox-static") {
+		t.Errorf("a program with libraries became %v", err)
+	}
+}

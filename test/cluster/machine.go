@@ -36,9 +36,11 @@ type machine struct {
 	name   string
 	logs   string // the host's folder of its /var/log
 	cgroup string // the host's path of its root
-	pid    int    // of its first process, on the host
-	cmd    *exec.Cmd
-	gone   chan struct{} // closed when it has ended
+	pid    int    // of its first process, on the host; of QEMU
+	// virtual: it is a machine of QEMU's.
+	virtual bool
+	cmd     *exec.Cmd
+	gone    chan struct{} // closed when it has ended
 
 	mu      sync.Mutex
 	to      *json.Encoder
@@ -86,6 +88,11 @@ func (m *machine) launch(specFile string) error {
 		UseCgroupFD: true,
 		CgroupFD:    int(cgroup.Fd()),
 	}
+	return m.begin()
+}
+
+// begin starts the command, with which orders and reports are exchanged.
+func (m *machine) begin() error {
 	orders, err := m.cmd.StdinPipe()
 	if err != nil {
 		return err
@@ -155,13 +162,13 @@ func (m *machine) await(ctx context.Context, answer <-chan report) (report, erro
 // start starts a program, whose output goes to its log, and waits until ready, which
 // may be nil, returns no error.
 func (m *machine) start(ctx context.Context, name string, argv []string, ready func(context.Context) error) error {
-	if _, err := m.ask(ctx, order{Op: opStart, Name: name, Argv: argv, Log: "/var/log/" + name + ".log"}); err != nil {
+	if _, err := m.ask(ctx, order{Op: opStart, Name: name, Argv: argv, Log: m.logInside(name)}); err != nil {
 		return fmt.Errorf("starting %s on %s: %w", name, m.name, err)
 	}
 	if ready == nil {
 		return nil
 	}
-	err := await(ctx, func(ctx context.Context) error {
+	err := awaitWithin(ctx, m.patience(), func(ctx context.Context) error {
 		state, err := m.ask(ctx, order{Op: opState, Name: name})
 		if err == nil && !state.Running {
 			return &final{fmt.Errorf("it ended with code %d", state.Code)}
@@ -179,7 +186,11 @@ type final struct{ error }
 
 // await calls ready until it returns no error, or a final one, or patience ends.
 func await(ctx context.Context, ready func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	return awaitWithin(ctx, patience, ready)
+}
+
+func awaitWithin(ctx context.Context, within time.Duration, ready func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	for {
 		err := ready(ctx)
@@ -216,13 +227,11 @@ func (m *machine) killProgram(ctx context.Context, name string) error {
 	if err := m.signal(ctx, name, syscall.SIGKILL); err != nil {
 		return err
 	}
-	return m.ended(ctx, name, patience)
+	return m.ended(ctx, name, m.patience())
 }
 
 func (m *machine) ended(ctx context.Context, name string, within time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	return await(ctx, func(ctx context.Context) error {
+	return awaitWithin(ctx, within, func(ctx context.Context) error {
 		state, err := m.ask(ctx, order{Op: opState, Name: name})
 		if err == nil && state.Running {
 			err = fmt.Errorf("%s still runs", name)
@@ -234,7 +243,7 @@ func (m *machine) ended(ctx context.Context, name string, within time.Duration) 
 // run runs a command in the machine and returns what it wrote, to both outputs. A
 // code other than 0 is an error.
 func (m *machine) run(ctx context.Context, argv ...string) (string, error) {
-	limit := patience
+	limit := m.patience()
 	if deadline, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(deadline))
 	}
@@ -259,6 +268,26 @@ func (m *machine) kill() error {
 	case <-time.After(patience):
 		return fmt.Errorf("ending machine %s: process %d is still there after %s", m.name, m.pid, patience)
 	}
+}
+
+// patience is that with what the machine does.
+func (m *machine) patience() time.Duration {
+	if m.virtual {
+		return guestPatience
+	}
+	return patience
+}
+
+// logInside is where a program of the machine writes to. A virtual machine shares no
+// folder with the host.
+func (m *machine) logInside(program string) string {
+	switch {
+	case !m.virtual:
+		return "/var/log/" + program + ".log"
+	case program == Containerd:
+		return containerdLine
+	}
+	return kubeletLine
 }
 
 func (m *machine) log(program string) string { return filepath.Join(m.logs, program+".log") }

@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -64,8 +66,9 @@ type fabric struct {
 	ns     netns.NsHandle
 	handle *netlink.Handle
 
-	mu    sync.Mutex
-	nodes map[int]*netlink.Handle // by index
+	mu      sync.Mutex
+	nodes   map[int]*netlink.Handle // by index
+	virtual []int                   // indices of those that find their ways themselves
 }
 
 // newFabric makes the bridge, and gives the control plane its addresses.
@@ -156,6 +159,11 @@ func (f *fabric) cable(index int, ns netns.NsHandle) error {
 	if err := f.handle.LinkAdd(veth); err != nil {
 		return fmt.Errorf("adding the link of node %d: %w", index, err)
 	}
+	return f.join(index, port)
+}
+
+// join joins a link to the bridge.
+func (f *fabric) join(index int, port string) error {
 	end, err := f.handle.LinkByName(port)
 	if err != nil {
 		return err
@@ -170,6 +178,51 @@ func (f *fabric) cable(index int, ns netns.NsHandle) error {
 	return f.handle.LinkSetUp(end)
 }
 
+// tap makes the link of a virtual node, which is there as long as somebody has the file
+// open, and routes the node's pods.
+func (f *fabric) tap(index int) (*os.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	port := fmt.Sprintf("node%d", index)
+	var file *os.File
+	err := within(f.ns, func() (err error) {
+		file, err = openTap(port)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	errs := []error{f.join(index, port), routeTo(f.handle, index)}
+	for _, handle := range f.nodes {
+		errs = append(errs, routeTo(handle, index))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	if !slices.Contains(f.virtual, index) {
+		f.virtual = append(f.virtual, index)
+	}
+	return file, nil
+}
+
+// openTap makes a link in this thread's namespace, whose other end is the file.
+func openTap(name string) (*os.File, error) {
+	const device = "/dev/net/tun"
+	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", device, err)
+	}
+	request, err := unix.NewIfreq(name)
+	if err == nil {
+		request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("making the link %s: %w", name, err), unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), device), nil
+}
+
 // routePods tells all others where a node's pods are, and it where theirs are.
 func (f *fabric) routePods(index int) error {
 	errs := []error{routeTo(f.handle, index)}
@@ -177,6 +230,9 @@ func (f *fabric) routePods(index int) error {
 		if other != index {
 			errs = append(errs, routeTo(handle, index), routeTo(f.nodes[index], other))
 		}
+	}
+	for _, other := range f.virtual {
+		errs = append(errs, routeTo(f.nodes[index], other))
 	}
 	return errors.Join(errs...)
 }
@@ -236,6 +292,9 @@ func (f *fabric) partition(index int, apart bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	handle := f.nodes[index]
+	if handle == nil {
+		return fmt.Errorf("node %d is virtual: it cannot be kept apart", index)
+	}
 	link, err := handle.LinkByName(nodeLink)
 	if err != nil {
 		return err

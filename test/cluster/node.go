@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
+	"github.com/podconfigmap/podconfigmap-controller/test/kernels/vm"
 )
 
 // Programs of a node, for its methods; their logs are named after them.
@@ -45,6 +46,8 @@ type Node struct {
 	Name    string
 	cluster *Cluster
 	index   int
+	// kernel is that of a virtual node.
+	kernel *vm.Kernel
 
 	mu      sync.Mutex // guards machine
 	machine *machine
@@ -125,6 +128,9 @@ func (n *Node) Start(ctx context.Context) error {
 	if n.current() != nil {
 		return fmt.Errorf("starting %s: it runs already", n.Name)
 	}
+	if n.kernel != nil {
+		return n.startVirtual(ctx)
+	}
 	m, err := n.cluster.newMachine(ctx, n.Name, true)
 	if err != nil {
 		return err
@@ -145,6 +151,24 @@ func (n *Node) Start(ctx context.Context) error {
 		return err
 	}
 	return n.StartProgram(ctx, Proxy) // it wants the Node object
+}
+
+// startVirtual starts the node's machine in QEMU, and its programs.
+func (n *Node) startVirtual(ctx context.Context) error {
+	m, err := n.cluster.newVirtualMachine(ctx, n)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.machine = m
+	n.mu.Unlock()
+	if err := n.StartProgram(ctx, Containerd); err != nil {
+		return err
+	}
+	if err := n.importAll(ctx); err != nil {
+		return err
+	}
+	return n.StartProgram(ctx, Kubelet)
 }
 
 func (n *Node) current() *machine {
@@ -197,6 +221,9 @@ func (n *Node) StartProgram(ctx context.Context, name string) error {
 // cgroup's controllers, which is made unreadable.
 func (n *Node) hideBestEffort(ctx context.Context, m *machine) error {
 	const list = "kubepods/besteffort/cgroup.controllers"
+	if m.virtual {
+		return nil // it has all controllers
+	}
 	controllers, err := os.ReadFile(filepath.Join(m.cgroup, "cgroup.controllers"))
 	if err != nil || slices.Contains(strings.Fields(string(controllers)), "cpu") {
 		return err

@@ -39,6 +39,8 @@ type world struct {
 	scratch string
 	ctx     context.Context
 	asked   *asked
+	// patience is more than the usual where nodes are slow.
+	patience time.Duration
 }
 
 var shared *world

@@ -63,14 +63,15 @@ func (p *point) must(err error) {
 func (p *point) await(what string, yes func() error) {
 	p.Helper()
 	const long = time.Minute
-	end, tell := time.Now().Add(patience), time.Now().Add(long)
+	limit := max(patience, p.patience)
+	end, tell := time.Now().Add(limit), time.Now().Add(long)
 	for {
 		err := yes()
 		if err == nil {
 			return
 		}
 		if p.Context().Err() != nil || time.Now().After(end) {
-			p.Fatalf("waiting until %s: not within %s: %v", what, patience, err)
+			p.Fatalf("waiting until %s: not within %s: %v", what, limit, err)
 		}
 		if time.Now().After(tell) {
 			say("  still waiting until %s: %v", what, err)
