@@ -37,7 +37,7 @@ var definitions = []telemetry.Definition{
 	},
 	{
 		Name: "ebpf_l4_firewall_total", Type: "counter", Labels: []string{"namespace", "pod_name", "stat_type"},
-		Help: "What a pod's firewall saw. stat_type is allowed, blocked or would_block (connections: TCP's first packets, new UDP flows), tcp_packets or udp_packets.",
+		Help: "What a pod's firewall saw. stat_type is allowed, blocked or would_block (connections in both directions, also where only one is filtered: TCP's first packets, new UDP flows), tcp_packets or udp_packets.",
 	},
 	{
 		Name: "ebpf_attached_programs", Type: "gauge", Labels: []string{"namespace", "pod_name", "program_type"},

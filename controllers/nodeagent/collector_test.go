@@ -112,7 +112,7 @@ podconfigmap_controller_ebpf_feature_supported{feature="SyscallCounter"} 1
 # HELP podconfigmap_controller_ebpf_flow_evictions_total UDP flows that the node's table forgot because it was full; replies to a forgotten flow count as new.
 # TYPE podconfigmap_controller_ebpf_flow_evictions_total counter
 podconfigmap_controller_ebpf_flow_evictions_total 5
-# HELP podconfigmap_controller_ebpf_l4_firewall_total What a pod's firewall saw. stat_type is allowed, blocked or would_block (connections: TCP's first packets, new UDP flows), tcp_packets or udp_packets.
+# HELP podconfigmap_controller_ebpf_l4_firewall_total What a pod's firewall saw. stat_type is allowed, blocked or would_block (connections in both directions, also where only one is filtered: TCP's first packets, new UDP flows), tcp_packets or udp_packets.
 # TYPE podconfigmap_controller_ebpf_l4_firewall_total counter
 podconfigmap_controller_ebpf_l4_firewall_total{namespace="shop",pod_name="a",stat_type="allowed"} 11
 podconfigmap_controller_ebpf_l4_firewall_total{namespace="shop",pod_name="a",stat_type="blocked"} 22

@@ -131,9 +131,9 @@ type policies struct {
 	compiled, older map[string]*l4firewall.Policy
 }
 
-// policiesKept bounds what is remembered: many times what one node's configs
-// can want at a time.
-const policiesKept = 256
+// policiesKept bounds what is remembered, twice: a compiled policy is 64 KiB. More
+// than that many at a time are compiled again and again, which takes some 100 µs each.
+const policiesKept = 64
 
 func (p *policies) get(o *observation) *l4firewall.Policy {
 	key := o.policy()
