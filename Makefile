@@ -43,7 +43,7 @@ LDFLAGS = -s -w -X $(version_package).Version=$(VERSION) -X $(version_package).C
 # Packages that the race detector watches from inside; those below test/ run the
 # operator as a program, which RACE=true builds with the race detector.
 unit_packages = ./api/... ./controllers/... ./internal/...
-operator_tests = ./test/agent ./test/faults ./test/integration
+operator_tests = ./test/agent ./test/integration
 
 .PHONY: help
 help: ## List the targets.

@@ -44,10 +44,6 @@ var scratch string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	// What is parallel here mostly waits.
-	if err := flag.Set("test.parallel", "4"); err != nil {
-		panic(err)
-	}
 	ctrllog.SetLogger(logr.Discard())
 	code, err := run(m)
 	if err != nil {
