@@ -194,7 +194,7 @@ func TestOnceFailsWhereNothingAppears(t *testing.T) {
 	skipShort(t)
 	t.Parallel()
 	p := start(t, []string{"ONCE=true", "WATCH_NAMESPACE=elsewhere"}, "-patience=15s")
-	p.end(t, 1, "waiting until ConfigMap pod-storefront-from-shop-info-cfg is as it should be, for 15.", "manager.log) ends with")
+	p.end(t, 1, "waiting until ConfigMap pod-storefront-from-shop-info-cfg is as it should be, for ", "manager.log) ends with")
 }
 
 func TestInterruptedStart(t *testing.T) {

@@ -29,15 +29,10 @@ type operator struct {
 	exited <-chan struct{} // closed when it has ended
 }
 
-// patientLease keeps an operator that a busy machine stops for seconds from
-// losing its Lease, and with it its life. How often the Lease is renewed stays as
-// shipped.
-var patientLease = map[string]string{"LEADER_ELECTION_LEASE_DURATION": "60s", "LEADER_ELECTION_RENEW_DEADLINE": "40s"}
-
 // startOperator starts the operator with the shipped settings and the
 // environment on top.
 func (b *bench) startOperator(environ map[string]string) (*operator, error) {
-	all := maps.Clone(patientLease)
+	all := maps.Clone(harness.PatientLease)
 	maps.Copy(all, b.environ)
 	maps.Copy(all, environ)
 	began := time.Now()

@@ -50,7 +50,7 @@ func (b *bench) startInProcess(ctx context.Context) (*operator, error) {
 	if err != nil {
 		return nil, err
 	}
-	maps.Copy(environ, patientLease)
+	maps.Copy(environ, harness.PatientLease)
 	maps.Copy(environ, b.environ)
 	environ["METRICS_ADDR"], environ["HEALTH_PROBE_ADDR"] = "0", "0"
 	s, err := settings.Parse(environ)

@@ -420,11 +420,15 @@ func (n *Node) KillPod(uid string) error {
 }
 
 // Dial connects from the node, such as to its pods while it is kept apart from the
-// control plane. address is an IP address and a port.
+// control plane. address is an IP address and a port. For a virtual node it is the
+// control plane that connects.
 func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	m, err := n.running()
 	if err != nil {
 		return nil, err
+	}
+	if m.virtual {
+		return n.cluster.Dial(ctx, network, address)
 	}
 	ns, err := netns.GetFromPid(m.pid)
 	if err != nil {

@@ -259,7 +259,9 @@ func (p *point) drain() {
 	p.await("the node is empty", func() error {
 		left, all := 0, p.pods("", nil)
 		for i := range all {
-			if pod := &all[i]; pod.Spec.NodeName == name && !ownedByDaemonSet(pod) {
+			pod := &all[i]
+			finished := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+			if pod.Spec.NodeName == name && !ownedByDaemonSet(pod) && !finished {
 				left++
 				p.must(p.evictPod(pod))
 			}
@@ -293,8 +295,10 @@ func (p *point) evictPod(pod *corev1.Pod) error {
 
 func (p *point) evict() {
 	pod := p.pods(shop, client.MatchingLabels{"app": "web"})[0]
-	p.must(p.evictPod(&pod))
-	p.await("the pod is gone", func() error { return p.gone(shop, pod.Name, &corev1.Pod{}) })
+	p.await("the pod is gone", func() error {
+		p.must(p.evictPod(&pod))
+		return p.gone(shop, pod.Name, &corev1.Pod{})
+	})
 	p.converge(map[string]int{"web": 2})
 }
 

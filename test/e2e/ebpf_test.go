@@ -250,7 +250,7 @@ func (p *point) firstConnections() {
 	spec := podSpec(container("c", "exit", "0"))
 	spec.RestartPolicy = corev1.RestartPolicyNever
 	spec.InitContainers = []corev1.Container{
-		container("first", "dial", "-count="+strconv.Itoa(perBorn), "-timeout=10s", address(blockedPort), address(openPort)),
+		container("first", "dial", "-count="+strconv.Itoa(perBorn), "-timeout=60s", address(blockedPort), address(openPort)),
 	}
 	for i := range born {
 		p.pod(fmt.Sprintf("born-%d", i), "born", "", *spec.DeepCopy())

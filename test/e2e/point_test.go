@@ -228,6 +228,9 @@ func (p *point) noErrorsAtRest() {
 	}
 	for _, pod := range pods {
 		text, err := p.Clients().CoreV1().Pods(system).GetLogs(pod.Name, &corev1.PodLogOptions{SinceTime: &from}).DoRaw(p.Context())
+		if apierrors.IsNotFound(err) {
+			continue // it went meanwhile
+		}
 		p.must(err)
 		for _, line := range harness.ErrorLines(string(text)) {
 			p.Errorf("pod %s logs at rest: %s", pod.Name, line)

@@ -257,6 +257,11 @@ type Manager struct {
 	exitErr         error
 }
 
+// PatientLease are settings that keep a manager that a busy machine stops for seconds
+// from losing its Lease, and with it its life. How often the Lease is renewed stays as
+// shipped.
+var PatientLease = map[string]string{"LEADER_ELECTION_LEASE_DURATION": "60s", "LEADER_ELECTION_RENEW_DEADLINE": "40s"}
+
 // StartManager starts a manager process with the shipped settings, and those
 // given on top of them (an empty value takes one away). It does not wait until
 // it is ready.
