@@ -306,6 +306,19 @@ func exists(kind string, id uint32) error {
 	return errors.Join(errors.New("it was opened"), opened.Close())
 }
 
+// restricted tells whether a container can neither have privileges nor get any.
+func restricted(c *corev1.SecurityContext, pod *corev1.PodSecurityContext) bool {
+	if c == nil || c.Capabilities == nil || len(c.Capabilities.Add) > 0 {
+		return false
+	}
+	user := c.RunAsNonRoot
+	if user == nil && pod != nil {
+		user = pod.RunAsNonRoot
+	}
+	return user != nil && *user && (c.Privileged == nil || !*c.Privileged) &&
+		c.AllowPrivilegeEscalation != nil && !*c.AllowPrivilegeEscalation
+}
+
 // unprivileged fails where a pod of the operator has more rights than a manager's, and
 // where an agent's report is left.
 func (p *point) unprivileged() {
@@ -319,9 +332,12 @@ func (p *point) unprivileged() {
 				p.Errorf("pod %s has the host's %s", pod.Name, v.HostPath.Path)
 			}
 		}
-		for _, c := range pod.Spec.Containers {
-			if s := c.SecurityContext; s == nil || s.Capabilities == nil || len(s.Capabilities.Add) > 0 || s.RunAsNonRoot == nil && pod.Spec.SecurityContext.RunAsNonRoot == nil {
-				p.Errorf("pod %s: %+v", pod.Name, s)
+		if spec := &pod.Spec; spec.HostNetwork || spec.HostPID || spec.HostIPC {
+			p.Errorf("pod %s is in the host's namespaces: %+v", pod.Name, spec)
+		}
+		for _, c := range append(pod.Spec.InitContainers, pod.Spec.Containers...) {
+			if !restricted(c.SecurityContext, pod.Spec.SecurityContext) {
+				p.Errorf("container %s of pod %s: %+v, %+v", c.Name, pod.Name, c.SecurityContext, pod.Spec.SecurityContext)
 			}
 		}
 	}
