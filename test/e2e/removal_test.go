@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -36,7 +37,7 @@ func TestRemoval(t *testing.T) {
 		p.deploy()
 		p.await("the agents are gone", func() error { return p.gone(system, agents, &appsv1.DaemonSet{}) })
 		p.await("nothing is left in the kernel", func() error { return p.nothingLeft(held) })
-		p.unprivileged()
+		p.await("nothing privileged is left", p.unprivileged)
 	})
 	p.step("ebpf.enabled=true again", func(p *point) {
 		p.enable()
@@ -319,38 +320,40 @@ func restricted(c *corev1.SecurityContext, pod *corev1.PodSecurityContext) bool 
 		c.AllowPrivilegeEscalation != nil && !*c.AllowPrivilegeEscalation
 }
 
-// unprivileged fails where a pod of the operator has more rights than a manager's, and
-// where an agent's report is left.
-func (p *point) unprivileged() {
-	p.Helper()
+// unprivileged is nil when no pod of the operator has more rights than a manager's, and
+// no agent's report is left. Pods that the garbage collector has yet to end count.
+func (p *point) unprivileged() error {
 	for _, pod := range p.pods(system, nil) {
-		if pod.DeletionTimestamp != nil {
-			continue
-		}
-		for _, v := range pod.Spec.Volumes {
-			if v.HostPath != nil {
-				p.Errorf("pod %s has the host's %s", pod.Name, v.HostPath.Path)
-			}
-		}
-		if spec := &pod.Spec; spec.HostNetwork || spec.HostPID || spec.HostIPC {
-			p.Errorf("pod %s is in the host's namespaces: %+v", pod.Name, spec)
-		}
-		for _, c := range append(pod.Spec.InitContainers, pod.Spec.Containers...) {
-			if !restricted(c.SecurityContext, pod.Spec.SecurityContext) {
-				p.Errorf("container %s of pod %s: %+v, %+v", c.Name, pod.Name, c.SecurityContext, pod.Spec.SecurityContext)
-			}
+		if err := privileges(&pod.Spec); err != nil {
+			return fmt.Errorf("pod %s: %w", pod.Name, err)
 		}
 	}
-	p.await("the agents' reports are gone", func() error {
-		list := &v1alpha1.EBPFNodeList{}
-		if err := p.client.List(p.Context(), list, client.InNamespace(system)); err != nil {
-			return err
+	reports := &v1alpha1.EBPFNodeList{}
+	if err := p.client.List(p.Context(), reports, client.InNamespace(system)); err != nil {
+		return err
+	}
+	if n := len(reports.Items); n > 0 {
+		return fmt.Errorf("%d agents' reports are left", n)
+	}
+	return nil
+}
+
+// privileges tells what of a node a pod can reach that a manager's cannot.
+func privileges(spec *corev1.PodSpec) error {
+	for _, v := range spec.Volumes {
+		if v.HostPath != nil {
+			return fmt.Errorf("it has the host's %s", v.HostPath.Path)
 		}
-		if len(list.Items) > 0 {
-			return fmt.Errorf("%d are left", len(list.Items))
+	}
+	if spec.HostNetwork || spec.HostPID || spec.HostIPC {
+		return errors.New("it is in the host's namespaces")
+	}
+	for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
+		if !restricted(c.SecurityContext, spec.SecurityContext) {
+			return fmt.Errorf("container %s: %+v, %+v", c.Name, c.SecurityContext, spec.SecurityContext)
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // mapMemory is what the maps among objects take, in bytes.
