@@ -569,6 +569,41 @@ static __always_inline bool remember(struct bucket *bucket, struct flow *flow, _
 	return lost;
 }
 
+// Gives a flow of what goes out the ports and addresses that a connected socket knows.
+// The packet's are others where they were translated in the pod's own network namespace,
+// as they are on the host's network, for Services; the reply is translated back before
+// it comes in. What may not be sent to the socket's port opens no way back from it: the
+// packet may have been sent elsewhere by its sender.
+static __always_inline void take_socket(struct __sk_buff *skb, __u32 index, struct flow *flow)
+{
+	struct bpf_sock *socket = skb->sk;
+	struct flow known = {.slot = flow->slot, .local[2] = bpf_htonl(0xffff), .remote[2] = bpf_htonl(0xffff)};
+
+	if (!socket || !socket->dst_port)
+		return;
+	known.local_port = bpf_htons(socket->src_port);
+	known.remote_port = socket->dst_port;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		known.local[3] = socket->src_ip4;
+		known.remote[3] = socket->dst_ip4;
+	} else {
+#pragma unroll
+		for (int i = 0; i < 4; i++) { // A verifier lets no two words be read at once.
+			__u32 local = socket->src_ip6[i], remote = socket->dst_ip6[i];
+
+			barrier_var(local);
+			barrier_var(remote);
+			known.local[i] = local;
+			known.remote[i] = remote;
+		}
+	}
+	if (same(flow, &known))
+		return;
+	struct policy *policy = policy_at(index);
+	if (policy && judge(policy, UDP, EGRESS, known.remote_port) != BLOCKED)
+		*flow = known;
+}
+
 static __always_inline void begin_flow(struct bucket *bucket, struct flow *flow, __u16 tag, enum direction direction,
 				       enum verdict verdict, __u64 now, __u64 since, struct counters *row)
 {
@@ -595,6 +630,8 @@ static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *pack
 	struct flow flow;
 
 	flow_of(skb, packet, direction, slot, &flow);
+	if (direction == EGRESS)
+		take_socket(skb, index, &flow);
 	__u64 hash = hash_of(&flow);
 	__u32 place = hash & bucket_mask;
 	__u16 tag = hash >> 48;
