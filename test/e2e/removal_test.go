@@ -28,31 +28,42 @@ import (
 // nothing of it may be left in the kernel.
 func TestRemoval(t *testing.T) {
 	p := &point{T: t, world: shared}
-	p.step("ebpf.enabled=true", func(p *point) { p.enable() })
+	var without []string
+	p.step("without eBPF", func(p *point) {
+		p.deploy(optional...)
+		without = names(p.released())
+	})
+	p.step("ebpf.enabled=true", func(p *point) { p.enable(optional...) })
 	p.namespace(guarded)
 	p.step("pods that are filtered and counted on every node", func(p *point) { p.occupy() })
 	var held objects
 	p.step("what the agents have in the kernel", func(p *point) { held = p.held() })
 	p.step("ebpf.enabled=false", func(p *point) {
-		p.deploy()
+		p.deploy(optional...)
 		p.await("the agents are gone", func() error { return p.gone(system, agents, &appsv1.DaemonSet{}) })
 		p.await("nothing is left in the kernel", func() error { return p.nothingLeft(held) })
 		p.await("nothing privileged is left", p.unprivileged)
+		// Those of the agents among them (docs/helm.md).
+		is := p.released()
+		if with := names(is); !slices.Equal(with, without) {
+			p.Errorf("the release has %v, had %v before eBPF was on", with, without)
+		}
+		p.harmless(is)
 	})
 	p.step("ebpf.enabled=true again", func(p *point) {
-		p.enable()
+		p.enable(optional...)
 		p.awaitConfig(guarded, "held")
 		held = p.held()
 	})
 	p.step("uninstall with the flag on", func(p *point) {
+		p.await("ConfigMaps are as promised", func() error { return p.promised(guarded) })
+		before := p.users()
 		p.uninstall()
 		p.await("nothing is left in the kernel", func() error { return p.nothingLeft(held) })
-		p.await("no pod is left", func() error {
-			if n := len(p.pods(system, nil)); n > 0 {
-				return fmt.Errorf("%d pods are left", n)
-			}
-			return nil
-		})
+		p.await("no object of the release is left", p.unreleased)
+		if after := p.users(); !slices.Equal(after, before) {
+			p.Errorf("what stays is %v; it was %v", after, before)
+		}
 	})
 	p.noNamespace(guarded)
 }
