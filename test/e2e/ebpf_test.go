@@ -132,10 +132,11 @@ func (p *point) countCalls() {
 	want := map[string]float64{}
 	var pods []*corev1.Pod
 	for i, node := range p.Nodes() {
-		spec := podSpec(
-			container("one", "serve", fmt.Sprintf("-calls=%dx%d", callNumber, 2000+i), "-control="+strconv.Itoa(control)),
-			container("two", "serve", fmt.Sprintf("-calls=%dx%d", callNumber, 3000+i), "-control="+strconv.Itoa(control+1)),
-		)
+		// Ready are those that serve: they are asked for more.
+		one := servingAt(control, fmt.Sprintf("-calls=%dx%d", callNumber, 2000+i))
+		two := servingAt(control+1, fmt.Sprintf("-calls=%dx%d", callNumber, 3000+i))
+		one.Name, two.Name = "one", "two"
+		spec := podSpec(one, two)
 		spec.InitContainers = []corev1.Container{container("first", "calls", strconv.Itoa(callNumber), strconv.Itoa(1000+i))}
 		pod := p.pod("counted-"+node.Name, "counted", node.Name, spec)
 		pods = append(pods, pod)

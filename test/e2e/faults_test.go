@@ -280,15 +280,10 @@ func (p *point) cutOff(b *bustle) {
 	p.await(node.Name+" is ready", func() error { return p.readyNode(node.Name) })
 }
 
-// waysTo are those from a pod to the control port of another.
+// waysTo are those from a pod, whose egress is filtered, to the control port of another.
 func waysTo(from, to *corev1.Pod) []way {
-	var all []way
-	for _, w := range ways("a rule that was changed meanwhile", from, podIPs(to), control, blockedPort) {
-		if w.network == "tcp" {
-			all = append(all, w)
-		}
-	}
-	return all
+	r := route{what: "a rule that was changed meanwhile", from: from, to: to, by: from, addresses: podIPs(to), networks: []string{"tcp"}}
+	return r.ways(control, blockedPort)
 }
 
 func (p *point) readyNode(name string) error {

@@ -58,6 +58,7 @@ type lifecycle struct {
 	objects []*unstructured.Unstructured // OLM's own
 	pods    []*corev1.Pod
 	calls   map[string]float64 // that each of them has made
+	ledger  *ledger            // of what they tried
 	held    objects
 }
 
@@ -89,7 +90,7 @@ func (p *point) newLifecycle() *lifecycle {
 	p.Helper()
 	root, err := harness.Root()
 	p.must(err)
-	o := &lifecycle{bundle: filepath.Join(root, "bundle"), calls: map[string]float64{}}
+	o := &lifecycle{bundle: filepath.Join(root, "bundle"), calls: map[string]float64{}, ledger: newLedger()}
 	o.version, err = harness.Version()
 	p.must(err)
 	o.ours, err = scorecard.Ours(o.bundle)
@@ -384,9 +385,13 @@ func (o *lifecycle) work(p *point) {
 		var made struct{ Count int }
 		p.ask(pod, control, "/calls", callQuery(more), &made)
 		o.calls[pod.Name] += more
-		p.walk(ways("from "+pod.Spec.NodeName, pod, podIPs(o.pods[(i+1)%len(o.pods)]), openPort, blockedPort))
+		next := o.pods[(i+1)%len(o.pods)]
+		ways := route{what: "from " + pod.Spec.NodeName, from: pod, to: next, by: pod, addresses: podIPs(next)}.ways(openPort, blockedPort)
+		p.walk(ways)
+		o.ledger.add(ways...)
 	}
 	p.awaitCalls(o.pods, o.calls)
+	o.ledger.settle(p)
 }
 
 // score runs the command that users run, against the operator that OLM installed.
@@ -483,12 +488,9 @@ func (o *lifecycle) uninstall(p *point) {
 	// Ports that were blocked are open.
 	var free []way
 	for i, pod := range o.pods {
-		for _, w := range ways("without the operator", pod, podIPs(o.pods[(i+1)%len(o.pods)]), openPort, blockedPort) {
-			w.passes = true
-			free = append(free, w)
-		}
+		free = append(free, route{what: "without the operator", from: pod, addresses: podIPs(o.pods[(i+1)%len(o.pods)])}.ways(openPort, blockedPort)...)
 	}
-	p.walk(free)
+	p.walk(allPass(free))
 }
 
 // noOperator is nil when nothing that could act is left in the operator's namespace,

@@ -203,8 +203,8 @@ func (p *point) rolledOut(namespace, name string) error {
 	return nil
 }
 
-// lostLease is what a manager says last that could not renew its Lease in time. It is
-// meant to end then, and a machine that is busy enough brings it there.
+// lostLease is among the last words of a manager that could not renew its Lease in time.
+// It is meant to end then, and a machine that is busy enough brings it there.
 const lostLease = "leader election lost"
 
 // quietLogs fails unless, for a while at rest, neither managers nor agents log an
@@ -217,8 +217,10 @@ func (p *point) quietLogs() {
 	}
 }
 
+// noErrorsAtRest waits until there is rest.
 func (p *point) noErrorsAtRest() {
 	p.Helper()
+	p.await("there is rest", p.resting)
 	const rest = 10 * time.Second
 	from := metav1.Now()
 	time.Sleep(rest)
@@ -238,6 +240,23 @@ func (p *point) noErrorsAtRest() {
 	}
 }
 
+// resting is nil when all nodes, the operator's pods and all configs are ready, and none
+// of these pods is on its way out.
+func (p *point) resting() error {
+	list, configs := &corev1.NodeList{}, &v1alpha1.PodConfigMapConfigList{}
+	err := errors.Join(p.client.List(p.Context(), list), p.client.List(p.Context(), configs), p.rolledOut(system, manager))
+	for i := range list.Items {
+		err = errors.Join(err, p.readyNode(list.Items[i].Name))
+	}
+	for _, pod := range p.pods(system, nil) {
+		err = errors.Join(err, ready(&pod))
+	}
+	for i := range configs.Items {
+		err = errors.Join(err, configReady(&configs.Items[i]))
+	}
+	return err
+}
+
 // restarts tells of a pod that was restarted, and fails where the reason is not known.
 func (p *point) restarts(pod *corev1.Pod) {
 	p.Helper()
@@ -245,13 +264,14 @@ func (p *point) restarts(pod *corev1.Pod) {
 		if s.RestartCount == 0 {
 			continue
 		}
-		lines := int64(1)
+		lines := int64(20) // what ends meanwhile may say more
 		text, err := p.Clients().CoreV1().Pods(system).GetLogs(pod.Name, &corev1.PodLogOptions{Previous: true, TailLines: &lines}).DoRaw(p.Context())
 		p.must(err)
 		if !strings.Contains(string(text), lostLease) {
 			p.Errorf("pod %s was restarted %d times, and said last: %s", pod.Name, s.RestartCount, text)
+			continue
 		}
-		say("  pod %s was restarted %d times: %s", pod.Name, s.RestartCount, strings.TrimSpace(string(text)))
+		say("  pod %s was restarted %d times: %s", pod.Name, s.RestartCount, lostLease)
 	}
 }
 

@@ -14,11 +14,8 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
-
-	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 )
 
 // tries is what a workload tells of its tries to reach an address.
@@ -40,6 +37,10 @@ func firstResults(p *point, pod *corev1.Pod) []tries {
 		p.Fatalf("the init container of %s says %q: %v", pod.Name, state.Message, err)
 	}
 	return results
+}
+
+func tcpSocket(port int) *corev1.TCPSocketAction {
+	return &corev1.TCPSocketAction{Port: intstr.FromInt(port)}
 }
 
 func httpGet(path string, port int) *corev1.HTTPGetAction {
@@ -90,33 +91,60 @@ func (a *asked) add(pod *corev1.Pod) {
 	a.byPod[pod.UID]++
 }
 
+func (a *asked) forget(pod *corev1.Pod) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.byPod, pod.UID)
+}
+
 func (a *asked) of(pod *corev1.Pod) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.byPod[pod.UID]
 }
 
+// received is what all containers of a pod got so far.
 func (p *point) received(pod *corev1.Pod) map[string]int {
 	p.Helper()
 	all := map[string]int{}
-	p.ask(pod, control, "/received", nil, &all)
+	for i := range pod.Spec.Containers {
+		of := map[string]int{}
+		p.ask(pod, controlOf(pod)+i, "/received", nil, &of)
+		for what, n := range of {
+			all[what] += n
+		}
+	}
 	return all
 }
 
 // way is a try to reach an address from a pod, and what has to come of it.
 type way struct {
-	what    string
-	from    *corev1.Pod
-	network string
-	address string
-	passes  bool
+	what      string
+	from, to  *corev1.Pod
+	by        *corev1.Pod // whose firewall judges
+	container int         // of from, that tries
+	network   string
+	address   string
+	passes    bool
+	denied    bool // one that does not pass is told so at once
 }
 
-// limits of one try: for what passes long, for what does not short.
+// limits of one try. What passes, or is denied at once, has time; what does not pass is
+// listened to for a moment, and its server and its firewall tell whether it did.
 const (
-	passLimit  = "30s"
+	passLimit  = "2m"
 	blockLimit = "1500ms"
 )
+
+// wrong tells of a way that got another verdict than it should. Blocked are those that
+// are denied, or get no answer: any other error is not the firewall's.
+func (w *way) wrong(got *tries) error {
+	passed, blocked := got.Results["reached"] == 1, got.Results["denied"] == 1 || !w.denied && got.Results["silent"] == 1
+	if passed == w.passes && blocked != w.passes {
+		return nil
+	}
+	return fmt.Errorf("%s: %s %s from %s: passes should be %t: %v: %s", w.what, w.network, w.address, w.from.Name, w.passes, got.Results, got.Last)
+}
 
 // walk tries many ways at once, and fails where something came of one that should not.
 func (p *point) walk(ways []way) {
@@ -125,13 +153,17 @@ func (p *point) walk(ways []way) {
 	for _, w := range ways {
 		all.Go(func() {
 			limit := blockLimit
-			if w.passes {
+			if w.passes || w.denied {
 				limit = passLimit
 			}
 			var got tries
-			p.ask(w.from, controlOf(w.from), "/dial", url.Values{"network": {w.network}, "address": {w.address}, "timeout": {limit}}, &got)
-			if passed := got.Results["reached"] == 1; passed != w.passes {
-				p.Errorf("%s: %s %s from %s: passes is %t, want %t (%v: %s)", w.what, w.network, w.address, w.from.Name, passed, w.passes, got.Results, got.Last)
+			query := url.Values{"network": {w.network}, "address": {w.address}, "timeout": {limit}}
+			if err := p.tryAsk(p.Context(), w.from, controlOf(w.from)+w.container, "/dial", query, &got); err != nil {
+				p.Error(err)
+				return
+			}
+			if err := w.wrong(&got); err != nil {
+				p.Error(err)
 			}
 		})
 	}
@@ -151,18 +183,43 @@ func controlOf(pod *corev1.Pod) int {
 	return control
 }
 
-// ways are those from a pod to an open and a blocked port of some addresses, by TCP
-// and UDP.
-func ways(what string, from *corev1.Pod, addresses []string, open, closed int) []way {
+// route is from a pod to another, by some addresses of it.
+type route struct {
+	what      string
+	from, to  *corev1.Pod
+	by        *corev1.Pod
+	container int
+	addresses []string
+	networks  []string // TCP and UDP where there are none
+	denied    bool
+}
+
+// ways are those to an open and a blocked port.
+func (r route) ways(open, closed int) []way {
+	networks := r.networks
+	if len(networks) == 0 {
+		networks = []string{"tcp", "udp"}
+	}
 	var all []way
-	for _, ip := range addresses {
-		for _, network := range []string{"tcp", "udp"} {
+	for _, address := range r.addresses {
+		for _, network := range networks {
 			for port, passes := range map[int]bool{open: true, closed: false} {
-				all = append(all, way{what: what, from: from, network: network, address: net.JoinHostPort(ip, strconv.Itoa(port)), passes: passes})
+				all = append(all, way{
+					what: r.what, from: r.from, to: r.to, by: r.by, container: r.container, network: network,
+					address: net.JoinHostPort(address, strconv.Itoa(port)), passes: passes, denied: r.denied && !passes,
+				})
 			}
 		}
 	}
 	return all
+}
+
+// allPass are the same ways where nothing is blocked.
+func allPass(ways []way) []way {
+	for i := range ways {
+		ways[i].passes, ways[i].denied = true, false
+	}
+	return ways
 }
 
 func podIPs(pod *corev1.Pod) []string {
@@ -171,132 +228,4 @@ func podIPs(pod *corev1.Pod) []string {
 		all = append(all, ip.IP)
 	}
 	return all
-}
-
-// street is the pods that traffic goes between.
-type street struct {
-	in, out, host, plain, far *corev1.Pod
-	service                   *corev1.Service
-}
-
-// traffic goes between pods on different nodes: to pods whose ingress is filtered, one
-// of them on the host's network and one behind a Service, and from one whose egress is.
-func (p *point) traffic() {
-	s := p.buildStreet()
-	for _, pod := range []*corev1.Pod{s.in, s.host, s.out, s.plain, s.far} {
-		if want := 2; len(pod.Status.PodIPs) != want {
-			p.Fatalf("pod %s has the addresses %v, want %d", pod.Name, pod.Status.PodIPs, want)
-		}
-	}
-	p.step("ingress and egress, IPv4 and IPv6, Service, host network", func(p *point) { p.walk(s.ways(openPort, blockedPort)) })
-	p.step("replies pass where all ingress is blocked", func(p *point) {
-		// The pod's own traffic, to ports that it would not be reached at itself.
-		var all []way
-		for _, w := range ways("from a filtered pod", s.in, podIPs(s.plain), openPort, blockedPort) {
-			w.passes = true
-			all = append(all, w)
-		}
-		p.walk(all)
-	})
-	p.step("counters of what was allowed and blocked", func(p *point) { p.counted(s) })
-	p.step("a change of the ports holds at once", func(p *point) {
-		for _, name := range []string{"in", "out"} {
-			config := &v1alpha1.PodConfigMapConfig{ObjectMeta: metav1.ObjectMeta{Namespace: guarded, Name: name}}
-			p.patch(config, fmt.Sprintf(`{"spec":{"ebpfConfig":{"l4Firewall":{"allowedPorts":[%d]}}}}`, blockedPort))
-			p.awaitConfig(guarded, name)
-		}
-		p.walk(s.pairs(blockedPort, openPort))
-	})
-}
-
-func (p *point) buildStreet() *street {
-	one, two, three := p.Nodes()[0].Name, p.Nodes()[1].Name, p.Nodes()[2].Name
-	ports := func(direction v1alpha1.FirewallDirection, allowed ...v1alpha1.Port) v1alpha1.EBPFConfig {
-		return v1alpha1.EBPFConfig{L4Firewall: &v1alpha1.L4Firewall{
-			Enabled: true, DefaultAction: v1alpha1.FirewallActionBlock, AllowedPorts: allowed, Directions: []v1alpha1.FirewallDirection{direction},
-		}}
-	}
-	// The configs come first: the pods' probes have to work under them from the start.
-	p.config("in", ports(v1alpha1.FirewallDirectionIngress, openPort))
-	p.config("host", ports(v1alpha1.FirewallDirectionIngress, openPort+hostShift))
-	p.config("out", ports(v1alpha1.FirewallDirectionEgress, openPort))
-	host := podSpec(servingAt(control+hostShift, "-tcp=18080,19090", "-udp=18080,19090"))
-	host.HostNetwork = true
-	s := &street{
-		in: p.server("in", one), out: p.server("out", two),
-		host:  p.pod("host", "host", three, host),
-		plain: p.server("plain", two), far: p.server("far", three),
-	}
-	policy := corev1.IPFamilyPolicyRequireDualStack
-	s.service = &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: guarded, Name: "in"}}
-	s.service.Spec = corev1.ServiceSpec{Selector: map[string]string{"app": "in"}, IPFamilyPolicy: &policy}
-	for _, protocol := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
-		for _, port := range []int32{openPort, blockedPort} {
-			s.service.Spec.Ports = append(s.service.Spec.Ports, corev1.ServicePort{Name: fmt.Sprintf("%s-%d", lower(protocol), port), Protocol: protocol, Port: port})
-		}
-	}
-	p.create(s.service)
-	p.awaitReady(s.in, s.out, s.host, s.plain, s.far)
-	for _, name := range []string{"in", "out", "host"} {
-		p.awaitConfig(guarded, name)
-	}
-	p.awaitService(s)
-	return s
-}
-
-func lower(protocol corev1.Protocol) string {
-	return map[corev1.Protocol]string{corev1.ProtocolTCP: "tcp", corev1.ProtocolUDP: "udp"}[protocol]
-}
-
-// awaitService waits until kube-proxy of both nodes knows the Service.
-func (p *point) awaitService(s *street) {
-	p.Helper()
-	for _, from := range []*corev1.Pod{s.plain, s.far} {
-		for _, ip := range s.service.Spec.ClusterIPs {
-			for _, network := range []string{"tcp", "udp"} {
-				p.await("the Service is known on "+from.Spec.NodeName, func() error {
-					var got tries
-					query := url.Values{"network": {network}, "address": {net.JoinHostPort(ip, strconv.Itoa(openPort))}, "timeout": {"1s"}}
-					if p.ask(from, control, "/dial", query, &got); got.Results["reached"] != 1 {
-						return fmt.Errorf("%s: %s", network, got.Last)
-					}
-					return nil
-				})
-			}
-		}
-	}
-}
-
-// pairs are the ways to the pod with filtered ingress, from two nodes and by its
-// Service, and from the one with filtered egress, to two nodes.
-func (s *street) pairs(open, closed int) []way {
-	var all []way
-	for _, from := range []*corev1.Pod{s.plain, s.far} {
-		all = append(all, ways("ingress", from, podIPs(s.in), open, closed)...)
-		all = append(all, ways("ingress by the Service", from, s.service.Spec.ClusterIPs, open, closed)...)
-	}
-	for _, to := range []*corev1.Pod{s.plain, s.far} {
-		all = append(all, ways("egress", s.out, podIPs(to), open, closed)...)
-	}
-	return all
-}
-
-func (s *street) ways(open, closed int) []way {
-	return append(s.pairs(open, closed), ways("ingress of the host network", s.plain, podIPs(s.host), open+hostShift, closed+hostShift)...)
-}
-
-// counted reads what the agents say of the pods that were filtered: each had at least
-// as many connections of both kinds as were tried.
-func (p *point) counted(s *street) {
-	for _, pod := range []*corev1.Pod{s.in, s.out, s.host} {
-		for _, kind := range []string{"allowed", "blocked"} {
-			p.await(kind+" connections of "+pod.Name+" are counted", func() error {
-				got, err := p.counter(pod, "podconfigmap_controller_ebpf_l4_firewall_total", map[string]string{"stat_type": kind})
-				if err == nil && got < 4 {
-					err = fmt.Errorf("%v", got)
-				}
-				return err
-			})
-		}
-	}
 }
