@@ -30,6 +30,8 @@ type spec struct {
 	Folders map[string]folder
 	// Node gives it what a kubelet needs: cgroup v2, a BPF file system, tracefs.
 	Node bool
+	// Environ is what programs get besides PATH and HOME.
+	Environ []string
 }
 
 // folder is one that a machine shares with the host.

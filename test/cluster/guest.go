@@ -135,7 +135,8 @@ func beGuestMachine() error {
 		lines = append(lines, line)
 	}
 	note("ready for orders")
-	return serveOrders(spec{Name: g.Name, Node: true}, lines[0], lines[0])
+	// The collector of garbage costs more here than memory.
+	return serveOrders(spec{Name: g.Name, Node: true, Environ: []string{"GOGC=400"}}, lines[0], lines[0])
 }
 
 // openRaw opens a serial line that passes on what it gets as it is.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -71,7 +72,7 @@ func enter() error {
 type order struct {
 	ID   int
 	Op   string
-	Name string   // of the program, for all but opRun
+	Name string   // of the program, for all but opRun; of the Unix socket, for opDial
 	Argv []string // opStart, opRun
 	Log  string   // opStart: the file that gets its output
 	// Signal is sent by opSignal.
@@ -96,6 +97,7 @@ const (
 	opSignal = "signal"
 	opState  = "state"
 	opRun    = "run"
+	opDial   = "dial"
 )
 
 // inside is a machine's first process.
@@ -179,6 +181,8 @@ func (in *inside) carryOut(o order) (report, error) {
 		return in.state(o.Name)
 	case opRun:
 		return in.run(o)
+	case opDial:
+		return report{}, connects(o.Name)
 	}
 	return report{}, fmt.Errorf("unknown order %q", o.Op)
 }
@@ -234,7 +238,7 @@ func (in *inside) spawn(argv []string, out *os.File, attributes *syscall.SysProc
 	}
 	defer null.Close()
 	process, err := os.StartProcess(path, argv, &os.ProcAttr{
-		Dir: "/", Env: []string{"PATH=" + programPath, "HOME=/root"}, Files: []*os.File{null, out, out}, Sys: attributes,
+		Dir: "/", Env: append([]string{"PATH=" + programPath, "HOME=/root"}, in.spec.Environ...), Files: []*os.File{null, out, out}, Sys: attributes,
 	})
 	if err != nil {
 		return nil, err
@@ -330,6 +334,15 @@ func (in *inside) state(name string) (report, error) {
 		return report{Code: p.code}, nil
 	}
 	return report{Running: true}, nil
+}
+
+// connects tells whether somebody listens at a Unix socket.
+func connects(socket string) error {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 // run runs a command to its end.

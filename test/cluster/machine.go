@@ -257,6 +257,12 @@ func (m *machine) run(ctx context.Context, argv ...string) (string, error) {
 	return r.Out, nil
 }
 
+// connects fails unless somebody listens at a Unix socket of the machine.
+func (m *machine) connects(ctx context.Context, socket string) error {
+	_, err := m.ask(ctx, order{Op: opDial, Name: socket})
+	return err
+}
+
 // kill ends the machine and all that runs in it, and waits until that is gone.
 func (m *machine) kill() error {
 	if err := m.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {

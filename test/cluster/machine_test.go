@@ -62,6 +62,9 @@ func TestMachine(t *testing.T) {
 	if got, err := m.run(t.Context(), "touch", "/usr/some-file"); err == nil {
 		t.Errorf("it could write into the host's /usr: %s", got)
 	}
+	if err := m.connects(t.Context(), "/run/no.sock"); err == nil || !strings.Contains(err.Error(), "/run/no.sock") {
+		t.Errorf("connecting where nobody listens: %v", err)
+	}
 	if _, err := m.run(t.Context(), "no-such-program"); err == nil {
 		t.Error("a program that is not there: no error")
 	}

@@ -36,6 +36,9 @@ const (
 	Proxy      = controlplane.Proxy
 )
 
+// containerdSocket is where containerd serves, once all of it is there.
+const containerdSocket = "/run/containerd/containerd.sock"
+
 //go:embed config
 var configs embed.FS
 
@@ -195,8 +198,7 @@ func (n *Node) StartProgram(ctx context.Context, name string) error {
 	switch name {
 	case Containerd:
 		return m.start(ctx, name, []string{name, "--config=" + etc + "containerd.toml"}, func(ctx context.Context) error {
-			_, err := m.run(ctx, controlplane.Ctr, "version")
-			return err
+			return m.connects(ctx, containerdSocket)
 		})
 	case Kubelet:
 		if err := n.hideBestEffort(ctx, m); err != nil {

@@ -170,7 +170,7 @@ func (m *machine) boot(kernel vm.Kernel, initrd string, tap *os.File, index int)
 		return err
 	}
 	defer cgroup.Close()
-	arguments := append(vm.Arguments(kernel, initrd, 1, guestMemory, "loglevel=4 mitigations=off random.trust_cpu=on cgroup_no_v1=all rdinit="+guestProgram),
+	arguments := append(vm.Arguments(kernel, initrd, 1, vm.FewFeatures, guestMemory, "loglevel=4 mitigations=off tsc=reliable random.trust_cpu=on cgroup_no_v1=all rdinit="+guestProgram),
 		"-serial", "file:"+m.log("console"),
 		"-chardev", "stdio,id=orders,signal=off", "-serial", "chardev:orders",
 		"-serial", "file:"+m.log(Containerd),

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -26,24 +27,37 @@ var features = []v1alpha1.EBPFFeature{v1alpha1.FeatureSyscallCounter, v1alpha1.F
 // legacyLabel is on nodes that get the agent with the rights that old kernels want.
 const legacyLabel = "podconfig.example.com/legacy-kernel"
 
-// TestVirtualNode has nodes with kernels of Debian's own join, one after the other, and
-// does the eBPF checks in short on each. It has a target of its own: the nodes are
+// TestVirtualNode has nodes with kernels of Debian's own join, and does the eBPF checks
+// in short on each, beside each other. It has a target of its own: the nodes are
 // emulated, and slow.
 func TestVirtualNode(t *testing.T) {
 	slow := *shared
 	slow.patience = 4 * patience
 	p := &point{T: t, world: &slow}
 	p.namespace(guarded)
-	for _, k := range []virtual{{series: "6.1"}, {series: "5.10", legacy: true}} {
-		p.step("a node with Linux "+k.series, func(p *point) {
-			v := k.on(p)
-			v.enable()
-			v.join()
-			v.step("counts of system calls, from the first", func(p *point) { v.on(p).countCalls() })
-			v.step("connections from and to another node", func(p *point) { v.on(p).connect() })
-			v.step("ebpf.enabled=false leaves nothing in its kernel", func(p *point) { v.on(p).disable() })
-		})
-	}
+	all := []*virtual{{series: "6.1"}, {series: "5.10", legacy: true}}
+	p.step("agents, for old kernels, too", func(p *point) {
+		p.deploy("--set", "ebpf.enabled=true", "--set", "ebpf.agent.legacyKernels=true")
+		for _, n := range p.Nodes() {
+			(&virtual{point: p}).awaitReport(n.Name, true)
+		}
+	})
+	p.step("nodes with kernels of Debian's", func(beside *point) {
+		for _, v := range all {
+			beside.Run(v.series, func(t *testing.T) {
+				t.Parallel()
+				v.point = &point{T: t, world: p.world}
+				v.join(p)
+				v.show()
+			})
+		}
+	})
+	p.step("ebpf.enabled=false leaves nothing in their kernels", func(p *point) {
+		p.deploy()
+		for _, v := range all {
+			v.on(p).cleared()
+		}
+	})
 	p.noNamespace(guarded)
 }
 
@@ -64,24 +78,23 @@ func (v *virtual) on(p *point) *virtual {
 	return &other
 }
 
-// enable has an agent on every node that is there.
-func (v *virtual) enable() {
-	v.deploy("--set", "ebpf.enabled=true", "--set", fmt.Sprintf("ebpf.agent.legacyKernels=%t", v.legacy))
-	for _, n := range v.Nodes() {
-		v.awaitReport(n.Name, true)
-	}
+// named is a name of this node's own.
+func (v *virtual) named(what string) string {
+	return what + "-" + strings.ReplaceAll(v.series, ".", "-")
 }
 
-// join starts the node, and waits until its agent reports. It is removed at the end.
-func (v *virtual) join() {
+// join starts the node, and waits until its agent reports. It is removed at the end of
+// the point that is given.
+func (v *virtual) join(until *point) {
+	began := time.Now()
 	node, err := v.StartVirtualNode(v.Context(), v.series)
 	v.must(err)
 	v.node = node
-	v.Cleanup(func() {
+	until.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if err := v.RemoveVirtualNode(ctx, node); err != nil {
-			v.Error(err)
+		if err := until.RemoveVirtualNode(ctx, node); err != nil {
+			until.Error(err)
 		}
 	})
 	v.awaitReport(node.Name, !v.legacy)
@@ -89,6 +102,13 @@ func (v *virtual) join() {
 		v.patch(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name}}, `{"metadata":{"labels":{"`+legacyLabel+`":"true"}}}`)
 		v.awaitReport(node.Name, true)
 	}
+	say("Linux %s: a node joins, and its agent reports (%s)", v.series, time.Since(began).Round(100*time.Millisecond))
+}
+
+// show does the checks.
+func (v *virtual) show() {
+	v.step("Linux "+v.series+": counts of system calls, from the first", func(p *point) { v.on(p).countCalls() })
+	v.step("Linux "+v.series+": connections from and to another node", func(p *point) { v.on(p).connect() })
 }
 
 // awaitReport waits until a node's agent reports that all features are supported, or
@@ -142,7 +162,7 @@ func (v *virtual) podThere(app string, spec corev1.PodSpec) *corev1.Pod {
 
 // countCalls has an init container and a container make known numbers of calls.
 func (v *virtual) countCalls() {
-	const app = "counted"
+	app := v.named("counted")
 	v.config(app, v1alpha1.EBPFConfig{SyscallMonitoring: &v1alpha1.SyscallMonitoring{Enabled: true, SyscallNames: []v1alpha1.SyscallName{callName}}})
 	spec := podSpec(slowly(fmt.Sprintf("-calls=%dx2000", callNumber)))
 	spec.InitContainers = []corev1.Container{container("first", "calls", strconv.Itoa(callNumber), "1000")}
@@ -158,14 +178,14 @@ func (v *virtual) countCalls() {
 // connect tries the ways between a guarded pod on the node and one on another node that
 // nothing is asked for, in both directions.
 func (v *virtual) connect() {
-	const app = "walled"
+	app := v.named("walled")
 	v.config(app, v1alpha1.EBPFConfig{L4Firewall: &v1alpha1.L4Firewall{
 		Enabled: true, BlockedPorts: []v1alpha1.Port{blockedPort},
 		Directions: []v1alpha1.FirewallDirection{v1alpha1.FirewallDirectionIngress, v1alpha1.FirewallDirectionEgress},
 	}})
 	const ports = "8080,9090"
 	inside := v.podThere(app, podSpec(slowly("-tcp="+ports, "-udp="+ports)))
-	outside := v.pod("outside", "outside", v.Nodes()[0].Name, podSpec(slowly("-tcp="+ports, "-udp="+ports)))
+	outside := v.pod(v.named("outside"), "outside", v.Nodes()[0].Name, podSpec(slowly("-tcp="+ports, "-udp="+ports)))
 	v.awaitReady(inside, outside)
 	all := append(
 		route{what: "into the node", from: outside, to: inside, by: inside, addresses: podIPs(inside)}.ways(openPort, blockedPort),
@@ -195,9 +215,9 @@ func (v *virtual) remove(config string, pods ...*corev1.Pod) {
 	}
 }
 
-// disable turns the flag off, and looks into the kernel, which nobody else uses.
-func (v *virtual) disable() {
-	v.deploy()
+// cleared waits until nothing is left in the node's kernel, which nobody else uses.
+func (v *virtual) cleared() {
+	v.Helper()
 	for _, name := range []string{agents, agents + "-legacy"} {
 		v.await("DaemonSet "+name+" is gone", func() error { return v.gone(system, name, &appsv1.DaemonSet{}) })
 	}

@@ -31,7 +31,7 @@ func boot(ctx context.Context, k vm.Kernel, initrd, console, arguments string, r
 		return err
 	}
 	defer out.Close()
-	cmd := exec.CommandContext(ctx, vm.QEMU, append(vm.Arguments(k, initrd, 2, 1536, arguments),
+	cmd := exec.CommandContext(ctx, vm.QEMU, append(vm.Arguments(k, initrd, 2, vm.AllFeatures, 1536, arguments),
 		"-serial", "file:"+console,
 		"-serial", "stdio")...)
 	cmd.Stdout, cmd.Stderr = in, os.Stderr
