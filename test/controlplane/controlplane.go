@@ -47,6 +47,9 @@ type Options struct {
 	// APIServerFlags come after those that Start gives, such as
 	// "--audit-policy-file=…".
 	APIServerFlags []string
+	// ControllerManagerFlags are the same for the controller manager, such as
+	// "--controllers=namespace-controller".
+	ControllerManagerFlags []string
 	// Progress gets a line for each step. May be nil.
 	Progress io.Writer
 }
@@ -231,17 +234,18 @@ func (c *ControlPlane) startControllerManager(ctx context.Context) (err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.manager, err = c.run(controllerManager,
-		"--kubeconfig="+kubeconfig,
-		"--service-account-private-key-file="+c.secrets.signingKey(),
-		"--root-ca-file="+c.secrets.serving(),
+	flags := []string{
+		"--kubeconfig=" + kubeconfig,
+		"--service-account-private-key-file=" + c.secrets.signingKey(),
+		"--root-ca-file=" + c.secrets.serving(),
 		"--use-service-account-credentials=true",
 		"--leader-elect=false",
 		"--secure-port=0", // serves nothing
 		// With the default of 20 a second its own start takes 5 s instead of 1 s.
 		"--kube-api-qps=100",
 		"--kube-api-burst=200",
-	)
+	}
+	c.manager, err = c.run(controllerManager, append(flags, c.options.ControllerManagerFlags...)...)
 	if err != nil {
 		return err
 	}

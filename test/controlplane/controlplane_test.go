@@ -161,16 +161,19 @@ func TestStartAgainInSameFolder(t *testing.T) {
 
 func TestBadFlag(t *testing.T) {
 	skipShort(t)
-	dir := t.TempDir()
-	c, err := Start(t.Context(), Options{Dir: dir, APIServerFlags: []string{"--no-such-flag"}})
-	if err == nil {
-		t.Fatal("started", c.Stop())
-	}
-	if !strings.Contains(err.Error(), "unknown flag: --no-such-flag") {
-		t.Errorf("the error lacks the log's last lines: %v", err)
-	}
-	if left := processesOf(t, dir); len(left) > 0 {
-		t.Errorf("processes after a failed Start: %q", left)
+	bad := []string{"--no-such-flag"}
+	for program, o := range map[string]Options{apiServer: {APIServerFlags: bad}, controllerManager: {ControllerManager: true, ControllerManagerFlags: bad}} {
+		o.Dir = t.TempDir()
+		c, err := Start(t.Context(), o)
+		if err == nil {
+			t.Fatal("started", c.Stop())
+		}
+		if !strings.Contains(err.Error(), program) || !strings.Contains(err.Error(), "unknown flag: --no-such-flag") {
+			t.Errorf("the error lacks the last lines of the log of %s: %v", program, err)
+		}
+		if left := processesOf(t, o.Dir); len(left) > 0 {
+			t.Errorf("processes after a failed Start: %q", left)
+		}
 	}
 }
 
