@@ -62,7 +62,7 @@ func leaveInitramfs() error {
 	if err := mount("tmpfs", root, "tmpfs", "size=90%,mode=755"); err != nil {
 		return err
 	}
-	for _, name := range []string{"bin", "etc", "opt"} {
+	for _, name := range []string{"bin", "etc", "opt", "var/lib/containerd"} {
 		if err := bind("/"+name, root+"/"+name, false); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -121,13 +122,17 @@ func copyFile(from, to string) error {
 // importAll gives the node all images. Those that it has already cost next to
 // nothing.
 func (n *Node) importAll(ctx context.Context) error {
+	return n.importInto(ctx, containerdSocket)
+}
+
+func (n *Node) importInto(ctx context.Context, socket string) error {
 	tars, err := fs.Glob(os.DirFS(filepath.Join(n.cluster.place.dir, "images")), "*.tar")
 	if err != nil {
 		return err
 	}
 	slices.Sort(tars)
 	for _, tar := range tars {
-		if err := n.importImage(ctx, tar); err != nil {
+		if _, err := n.Run(ctx, importCommand(socket, tar)...); err != nil {
 			return err
 		}
 	}
@@ -135,9 +140,52 @@ func (n *Node) importAll(ctx context.Context) error {
 }
 
 func (n *Node) importImage(ctx context.Context, tar string) error {
-	_, err := n.Run(ctx, controlplane.Ctr, "--namespace=k8s.io", "images", "import", "--local",
-		"--label=io.cri-containerd.image=managed", "/opt/images/"+tar)
+	_, err := n.Run(ctx, importCommand(containerdSocket, tar)...)
 	return err
+}
+
+func importCommand(socket, tar string) []string {
+	return []string{controlplane.Ctr, "--address=" + socket, "--namespace=k8s.io", "images", "import", "--local",
+		"--label=io.cri-containerd.image=managed", "/opt/images/" + tar}
+}
+
+// storeConfig is of a containerd that only keeps images. Its snapshots are those of
+// config/containerd.toml.
+const storeConfig = `version = 3
+root = "%[1]s/root"
+state = "%[1]s/state"
+disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"]
+
+[grpc]
+  address = "%[2]s"
+`
+
+// prepareImages has a containerd of its own, on this node, take all images, and gives
+// use the host's path of its root: a machine that has it as /var/lib/containerd need not
+// unpack them. name is that of a folder below /var until then.
+func (n *Node) prepareImages(ctx context.Context, name string, use func(root string) error) (err error) {
+	m, err := n.running()
+	if err != nil {
+		return err
+	}
+	folder := filepath.Join(n.cluster.place.dir, "machines", n.Name, "var", name)
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
+	inside, socket, program := "/var/"+name, "/run/"+name+".sock", controlplane.Containerd+"-"+name
+	if err := os.WriteFile(filepath.Join(folder, "config.toml"), fmt.Appendf(nil, storeConfig, inside, socket), 0o600); err != nil {
+		return err
+	}
+	command := []string{controlplane.Containerd, "--config=" + inside + "/config.toml"}
+	err = m.start(ctx, program, command, func(ctx context.Context) error { return m.connects(ctx, socket) })
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(n.importInto(ctx, socket), m.stop(ctx, program)); err != nil {
+		return err
+	}
+	return use(filepath.Join(folder, "root"))
 }
 
 // mustSub is the folder of static configuration.

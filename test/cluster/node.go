@@ -168,9 +168,6 @@ func (n *Node) startVirtual(ctx context.Context) error {
 	if err := n.StartProgram(ctx, Containerd); err != nil {
 		return err
 	}
-	if err := n.importAll(ctx); err != nil {
-		return err
-	}
 	return n.StartProgram(ctx, Kubelet)
 }
 

@@ -52,7 +52,7 @@ type guestSpec struct {
 // support, and waits until it is ready. series is one of Debian's kernels: "5.10",
 // "6.1", or vm.Newest; it is fetched from the mirror that this machine's apt knows, and
 // kept. The node has the whole of cgroup v2, with limits of resources, and the images
-// that the cluster has now. Only pods that tolerate VirtualTaint come there, so that
+// that the cluster has now; node-1, which has to run, unpacks them for it. Only pods that tolerate VirtualTaint come there, so that
 // nothing else depends on it by chance. It has no kube-proxy: of Services its pods reach
 // only the API server's.
 //
@@ -139,7 +139,8 @@ func (c *Cluster) newVirtualMachine(ctx context.Context, n *Node) (*machine, err
 		}
 	}
 	initrd := filepath.Join(dir, "initramfs")
-	if err := n.writeInitramfs(initrd); err != nil {
+	err := c.nodes[0].prepareImages(ctx, "images-"+n.Name, func(images string) error { return n.writeInitramfs(initrd, images) })
+	if err != nil {
 		return nil, fmt.Errorf("making the files of %s: %w", n.Name, err)
 	}
 	tap, err := c.fabric.tap(n.index)
@@ -185,14 +186,15 @@ func (m *machine) boot(kernel vm.Kernel, initrd string, tap *os.File, index int)
 }
 
 // writeInitramfs makes an archive of all that the machine has: this package's guest,
-// modules, the node's programs and configuration, images and a busybox.
-func (n *Node) writeInitramfs(path string) error {
+// modules, the node's programs and configuration, a busybox, and images as containerd
+// keeps them.
+func (n *Node) writeInitramfs(path, images string) error {
 	file, err := os.Create(path)
 	if err != nil {
 		return err
 	}
 	a := vm.NewInitramfs(file)
-	err = n.fillInitramfs(a)
+	err = errors.Join(n.fillInitramfs(a), a.Tree("var/lib/containerd", images))
 	if err == nil {
 		err = a.Close()
 	}
@@ -213,8 +215,7 @@ func (n *Node) fillInitramfs(a *vm.Initramfs) error {
 		return err
 	}
 	for place, folder := range map[string]string{
-		"/opt/cluster": n.cluster.programs.own, "/opt/runtime": n.cluster.programs.runtime,
-		"/opt/images": filepath.Join(n.cluster.place.dir, "images"), strings.TrimSuffix(etc, "/"): config,
+		"/opt/cluster": n.cluster.programs.own, "/opt/runtime": n.cluster.programs.runtime, strings.TrimSuffix(etc, "/"): config,
 	} {
 		if err := addFolder(files, place, folder); err != nil {
 			return err

@@ -9,6 +9,9 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Initramfs writes an archive in the format "newc" of cpio, which the kernel unpacks
@@ -32,9 +35,13 @@ const (
 )
 
 func (a *Initramfs) header(name string, mode, size, major, minor int) error {
+	return a.entry(name, mode, 0, 0, size, major, minor)
+}
+
+func (a *Initramfs) entry(name string, mode, user, group, size, major, minor int) error {
 	a.inode++
 	n, err := fmt.Fprintf(a.w, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
-		a.inode, mode, 0, 0, 1, 0, size, 0, 0, major, minor, len(name)+1, 0, name)
+		a.inode, mode, user, group, 1, 0, size, 0, 0, major, minor, len(name)+1, 0, name)
 	a.written += int64(n)
 	return a.pad(err)
 }
@@ -92,6 +99,53 @@ func (a *Initramfs) File(name string, from string) error {
 		return err
 	}
 	return a.Data(name, info.Mode(), content)
+}
+
+// Tree copies a folder of the host's with all that is in it, its modes and owners.
+// There may be directories, files and symbolic links.
+func (a *Initramfs) Tree(name, from string) error {
+	if err := a.Directory(path.Dir(name)); err != nil {
+		return err
+	}
+	return filepath.WalkDir(from, func(at string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		relative, err := filepath.Rel(from, at)
+		if err != nil {
+			return err
+		}
+		var status unix.Stat_t
+		if err := unix.Lstat(at, &status); err != nil {
+			return fmt.Errorf("looking at %s: %w", at, err)
+		}
+		to := path.Join(name, relative)
+		a.made[to] = entry.IsDir()
+		content, err := contentOf(at, entry)
+		if err != nil {
+			return err
+		}
+		if err := a.entry(to, int(status.Mode), int(status.Uid), int(status.Gid), len(content), 0, 0); err != nil {
+			return err
+		}
+		n, err := a.w.Write(content)
+		a.written += int64(n)
+		return a.pad(err)
+	})
+}
+
+// contentOf is what an archive holds of a directory, a file or a symbolic link.
+func contentOf(path string, entry fs.DirEntry) ([]byte, error) {
+	switch entry.Type() {
+	case fs.ModeDir:
+		return nil, nil
+	case 0:
+		return os.ReadFile(path)
+	case fs.ModeSymlink:
+		to, err := os.Readlink(path)
+		return []byte(to), err
+	}
+	return nil, fmt.Errorf("copying %s: it is neither a directory nor a file nor a symbolic link", path)
 }
 
 // Close completes the archive.
