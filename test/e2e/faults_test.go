@@ -43,7 +43,9 @@ func TestFaults(t *testing.T) {
 	}
 	p.step("counters are what was sent", b.exact)
 	p.fault(b, "a node cut off from the API server", func(p *point) { p.cutOff(b) })
+	p.step("counters are what was sent, also to the node that was cut off", b.exact)
 	p.fault(b, "restart of a node", func(p *point) { p.restartNode(b) })
+	p.step("counters are what was sent, of the node's own pods since it is back", b.exact)
 	p.step("quiet logs at rest", (*point).noErrorsAtRest)
 	b.watch.stop()
 	p.noNamespace(guarded)
@@ -276,7 +278,11 @@ func (p *point) cutOff(b *bustle) {
 	}
 	say("  the configs are ready %s after it is back", time.Since(healed).Round(100*time.Millisecond))
 	// What the change lets pass now.
-	p.walk(waysTo(b.out[1], b.plain[2]))
+	ways := waysTo(b.out[1], b.plain[2])
+	p.walk(ways)
+	for _, w := range ways {
+		b.note(w.from, w.to, w.network, w.passes, 1)
+	}
 	p.await(node.Name+" is ready", func() error { return p.readyNode(node.Name) })
 }
 
@@ -307,6 +313,7 @@ func (p *point) restartNode(b *bustle) {
 	node := p.Nodes()[index]
 	touched := func(f *flow) bool { return f.touches(node.Name) }
 	b.end(p, touched)
+	b.anew(p, b.in[index], b.out[index], b.plain[index])
 	began := time.Now()
 	p.must(node.Kill())
 	b.watch.forget(node.Name)
@@ -316,7 +323,6 @@ func (p *point) restartNode(b *bustle) {
 	for _, pod := range []*corev1.Pod{b.in[index], b.out[index], b.plain[index]} {
 		p.restarted(pod)
 		p.awaitServing(pod)
-		b.calls[pod.Name] = 0
 	}
 	for _, pod := range []*corev1.Pod{b.in[index], b.out[index]} {
 		p.await(pod.Name+" is served again", func() error { return p.servedBy(pod) })
