@@ -48,7 +48,7 @@ SEED ?= 0
 soak: cluster-programs cluster-image bin/helm ## Churn pods and configs on real nodes, with kills, for SOAK= (10m), and look for what grows (SEED=).
 	go test -v -count=1 -timeout=0 -run '^TestSoak$$' ./test/e2e -soak=$(SOAK) -soak.seed=$(SEED)
 
-# Apart from `make e2e`: emulated nodes take 4 minutes, and twice that on a busy machine.
+# Apart from `make e2e`: emulated nodes take 3 minutes, and twice that on a busy machine.
 .PHONY: test-virtual-node
 test-virtual-node: cluster-programs cluster-image bin/helm ## The same in short on nodes in QEMU, with Debian's Linux 6.1 and 5.10 (qemu-system-x86, xz-utils, busybox-static).
 	go test -v -count=1 -timeout=90m -run='^TestVirtualNode$$' $(TEST_FLAGS) ./test/e2e -nodes=1
