@@ -172,7 +172,7 @@ func (s *session) startAgent(ctx context.Context) error {
 	s.later("stopping the agent, and having agent --cleanup take its programs away", func(ctx context.Context) error {
 		return s.stopAgent(ctx, a, environ, pins)
 	})
-	if err := s.real.traces.process(a.command.Process.Pid); err != nil {
+	if err := s.real.traces.Process(a.command.Process.Pid); err != nil {
 		return err
 	}
 	if err := s.awaitProgram(ctx, a); err != nil {
@@ -218,7 +218,7 @@ func agentEnvironment(pod *corev1.Pod) map[string]string {
 // them removed as the manager does when the flag goes off.
 func (s *session) stopAgent(ctx context.Context, a *program, environ map[string]string, pins string) error {
 	stopped := a.stop(ctx)
-	if err := s.real.traces.pinned(pins); err != nil {
+	if err := s.real.traces.Pinned(pins); err != nil {
 		return errors.Join(stopped, fmt.Errorf("looking at what the agent has pinned: %w", err))
 	}
 	c := s.newProgram("agent")
@@ -226,7 +226,7 @@ func (s *session) stopAgent(ctx context.Context, a *program, environ map[string]
 	if err := c.start(s.binary, environ, "--cleanup"); err != nil {
 		return errors.Join(stopped, err)
 	}
-	noted := s.real.traces.process(c.command.Process.Pid)
+	noted := s.real.traces.Process(c.command.Process.Pid)
 	_, err := s.awaitAlone(ctx, "the agent has cleaned up", func(ctx context.Context) (bool, error) {
 		select {
 		case <-c.exited:

@@ -176,29 +176,6 @@ func TestKeeper(t *testing.T) {
 	_ = k.try(func() { panic("a bug") })
 }
 
-// What is left is named: here it is this test's own.
-func TestTracesAreFound(t *testing.T) {
-	dir := t.TempDir()
-	namespace, err := netnsOf(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	left := &traces{paths: []string{dir, "/proc"}, pids: []int{os.Getpid()}, namespaces: []string{namespace}}
-	err = left.left()
-	if err == nil {
-		t.Fatal("nothing was found")
-	}
-	for _, want := range []string{dir + " is left", "the mount /proc is left", "process ", "the network namespace net:["} {
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%q is not in %q", want, err)
-		}
-	}
-	gone := &traces{paths: []string{filepath.Join(dir, "none")}, pids: []int{1 << 30}, namespaces: []string{"net:[1]"}}
-	if err := gone.left(); err != nil {
-		t.Errorf("found what is not there: %v", err)
-	}
-}
-
 // What an agent has pinned is found in the kernel as long as it is there.
 func TestPinsAreFound(t *testing.T) {
 	skipUnable(t)
@@ -211,11 +188,11 @@ func TestPinsAreFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	pins := filepath.Join(m.node.BPFFS(), "pins")
-	if err := errors.Join(os.Mkdir(pins, 0o700), array.Pin(filepath.Join(pins, "array")), array.Close(), m.traces.pinned(pins)); err != nil {
+	if err := errors.Join(os.Mkdir(pins, 0o700), array.Pin(filepath.Join(pins, "array")), array.Close(), m.traces.Pinned(pins)); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.traces.left(); len(m.traces.maps) != 1 || err == nil {
-		t.Errorf("noted maps %v, and found %v", m.traces.maps, err)
+	if noted, err := m.traces.Noted(), m.traces.Left(); noted.Maps != 1 || err == nil {
+		t.Errorf("noted %+v, and found %v", noted, err)
 	} else {
 		for _, want := range []string{"BPF map ", m.node.Root() + " is left", "the mount " + m.node.BPFFS(), "process ", "the network namespace "} {
 			if !strings.Contains(err.Error(), want) {
@@ -226,9 +203,9 @@ func TestPinsAreFound(t *testing.T) {
 	if err := m.keeper.close(); err != nil {
 		t.Error(err)
 	}
-	for end := time.Now().Add(patience); m.traces.left() != nil; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); m.traces.Left() != nil; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("after the end: %v", m.traces.left())
+			t.Fatalf("after the end: %v", m.traces.Left())
 		}
 	}
 }

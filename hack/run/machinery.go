@@ -7,13 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strconv"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/podconfigmap/podconfigmap-controller/test/cluster"
 	"github.com/podconfigmap/podconfigmap-controller/test/sandbox"
 )
 
@@ -27,7 +27,7 @@ type machinery struct {
 	namespace string
 	// outside is a process of the node itself.
 	outside *sandbox.Peer
-	traces  traces
+	traces  cluster.Traces
 
 	mu   sync.Mutex
 	pods map[types.UID]*realPod
@@ -54,11 +54,10 @@ func makeMachinery(namespace string) (*machinery, error) {
 	m := &machinery{keeper: &keeper{}, namespace: namespace, pods: map[types.UID]*realPod{}}
 	err := m.keeper.try(func() {
 		m.node = sandbox.New(m.keeper)
-		m.traces.paths = []string{m.node.Root(), m.node.BPFFS()}
 		m.outside = m.node.Peer()
 	})
 	if err == nil {
-		err = m.traces.process(m.outside.PID())
+		err = errors.Join(m.traces.Path(m.node.Root()), m.traces.Path(m.node.BPFFS()), m.traces.Process(m.outside.PID()))
 	}
 	if err != nil {
 		return nil, errors.Join(err, m.keeper.close())
@@ -88,7 +87,7 @@ func (m *machinery) run(pod *corev1.Pod) ([]netip.Addr, error) {
 		return nil, err
 	}
 	for i, c := range pod.Spec.Containers {
-		if err := m.traces.process(p.peers[i].PID()); err != nil {
+		if err := m.traces.Process(p.peers[i].PID()); err != nil {
 			return nil, err
 		}
 		for _, port := range c.Ports {
@@ -143,5 +142,20 @@ func (s *session) makeReal(namespace string) error {
 	return nil
 }
 
-// netnsOf names the network namespace of a process.
-func netnsOf(pid int) (string, error) { return os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)) }
+// tellWhatIsLeft waits until nothing is, and says so: the kernel frees some things
+// a moment after their last user.
+func (s *session) tellWhatIsLeft(ctx context.Context, t *cluster.Traces) error {
+	_, err := s.awaitAlone(ctx, "nothing is left", func(context.Context) (bool, error) {
+		err := t.Left()
+		return err == nil, err
+	})
+	if err != nil {
+		return err
+	}
+	noted := t.Noted()
+	s.say("  looked for all of it, and nothing is left: none of %d processes and %d network namespaces, no cgroup,",
+		noted.Processes, noted.Namespaces)
+	s.say("  no mount; in the kernel none of %d BPF programs, %d maps and %d links that were pinned",
+		noted.Programs, noted.Maps, noted.Links)
+	return nil
+}

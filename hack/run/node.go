@@ -40,7 +40,7 @@ const (
 type realNode struct {
 	*cluster.Cluster
 	node   *cluster.Node
-	traces traces
+	traces cluster.Traces
 }
 
 // noNode says why there is no real node in this session; empty: there is one.
@@ -129,7 +129,7 @@ func (s *session) startNode(ctx context.Context) error {
 	s.later("stopping the cluster", s.stopNode)
 	s.nodeName, s.kubeconfig = s.cluster.node.Name, c.Kubeconfig()
 	s.say("logs     %s (a folder for each machine)", logs)
-	if err := s.cluster.traces.process(s.cluster.node.PID()); err != nil {
+	if err := s.cluster.traces.Process(s.cluster.node.PID()); err != nil {
 		return err
 	}
 	s.client, err = harness.NewClient(c.Config())
@@ -161,7 +161,7 @@ func (s *session) buildOperator(ctx context.Context) (string, error) {
 
 // stopNode stops the cluster, and looks for what is left of it.
 func (s *session) stopNode(ctx context.Context) error {
-	pins := s.cluster.traces.pinned(s.cluster.node.Path("/sys/fs/bpf/podconfigmap"))
+	pins := s.cluster.traces.Pinned(s.cluster.node.Path("/sys/fs/bpf/podconfigmap"))
 	if err := errors.Join(pins, s.cluster.Stop()); err != nil {
 		return err
 	}
