@@ -82,6 +82,12 @@ func (p *process) output() string {
 // start starts a session with variables on top of a bare environment.
 func start(t *testing.T, environ []string, args ...string) *process {
 	t.Helper()
+	return startAs(t, nil, environ, args...)
+}
+
+// startAs is start with attributes of the process; nil: none.
+func startAs(t *testing.T, as *syscall.SysProcAttr, environ []string, args ...string) *process {
+	t.Helper()
 	dir, err := programs()
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +103,10 @@ func start(t *testing.T, environ []string, args ...string) *process {
 	// The tests with a real node are in node_test.go.
 	p.Env = append([]string{"NODE=false", "HOME=" + os.Getenv("HOME"), "PATH=" + os.Getenv("PATH"), "TMPDIR=" + p.tmp}, environ...)
 	p.Stdout, p.Stderr = p, p
-	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if p.SysProcAttr = as; as == nil {
+		p.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	p.SysProcAttr.Setpgid = true
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -188,6 +197,39 @@ func TestTourUntilInterrupted(t *testing.T) {
 		"shop-info  True   1        1       0",
 		"kubectl get pcmc,cm -n podconfigmap-demo",
 	)
+}
+
+// A machine that cannot have a real node has the API server alone, and says why.
+func TestFallsBack(t *testing.T) {
+	skipShort(t)
+	goProgram, err := exec.LookPath("go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		environ []string
+		as      *syscall.SysProcAttr
+		reason  string
+	}{
+		"not as root":     {nil, notRoot(), "this is user 1000, and namespaces, mounts and cgroups are root's; try sudo env PATH="},
+		"without busybox": {[]string{"PATH=" + filepath.Dir(goProgram)}, nil, "there is no busybox: apt-get install busybox-static"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := startAs(t, tc.as, append([]string{"NODE=", "ONCE=true"}, tc.environ...))
+			p.end(t, 0, "No real node, so the API server alone, and pods that are pretended to run: ", tc.reason,
+				"sets their status to Running", "shop-info  True   1        1       0")
+		})
+	}
+}
+
+// notRoot has a process be user 1000, with the files of the user that runs the tests.
+func notRoot() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: os.Getegid(), Size: 1}},
+	}
 }
 
 func TestOnceFailsWhereNothingAppears(t *testing.T) {
