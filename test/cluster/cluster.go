@@ -79,6 +79,7 @@ type Cluster struct {
 	fabric   *fabric
 	gateways []*gateway
 	nodes    []*Node
+	kwok     *Kwok
 
 	virtualMu sync.Mutex // guards virtual
 	virtual   []*Node
@@ -217,6 +218,9 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 // given a folder. The error says what could not be removed. It may be called again.
 func (c *Cluster) Stop() error {
 	var errs []error
+	if c.kwok != nil {
+		errs = append(errs, c.kwok.Stop())
+	}
 	c.virtualMu.Lock()
 	virtual := c.virtual
 	c.virtualMu.Unlock()

@@ -5,6 +5,7 @@ package cluster
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/podconfigmap/podconfigmap-controller/test/shipping/registry"
 )
@@ -28,7 +30,7 @@ import (
 // A cluster of one node, and a pod on it, with all that a pod has of the kernel.
 func TestOneNode(t *testing.T) {
 	needsRoot(t)
-	c, err := Start(t.Context(), Options{Nodes: 1, Progress: os.Stderr})
+	c, err := Start(t.Context(), Options{Nodes: 1, Logs: logsOf(t), Progress: os.Stderr})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,6 +51,7 @@ func TestOneNode(t *testing.T) {
 		{"network", p.network},
 		{"names", p.names},
 		{"mirror", p.mirror},
+		{"kwok", p.kwok},
 		{"node rights", p.nodeRights},
 		{"programs", p.programs},
 		{"partition", p.partition},
@@ -191,7 +194,7 @@ func (p *podOf) names(t *testing.T) {
 	if _, err := p.c.Clients().CoreV1().Services("default").Create(t.Context(), service, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	client := &http.Client{Transport: &http.Transport{DialContext: p.c.Dial, DisableKeepAlives: true}}
+	web := &http.Client{Transport: &http.Transport{DialContext: p.c.Dial, DisableKeepAlives: true}}
 	for _, name := range []string{"greeter", "greeter.default.svc", "greeter.default.svc.cluster.local."} {
 		err := await(t.Context(), func(ctx context.Context) error {
 			url := fmt.Sprintf("http://%s:8081/dial?timeout=5s&network=tcp&address=%s:8080", p.pod.Status.PodIP, name)
@@ -199,7 +202,7 @@ func (p *podOf) names(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			response, err := client.Do(request)
+			response, err := web.Do(request)
 			if err != nil {
 				return err
 			}
@@ -249,6 +252,55 @@ func (p *podOf) mirror(t *testing.T) {
 	// The node has no other way out.
 	if out, err := p.c.Node("node-1").Run(t.Context(), "cat", etc+"certs.d/_default/hosts.toml"); err == nil {
 		t.Errorf("the mirror is still named: %s", out)
+	}
+}
+
+// kwok has pods that tolerate its taint be said to run, and lets them go.
+func (p *podOf) kwok(t *testing.T) {
+	if err := p.c.StartKwokNodes(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.c.StartKwokNodes(t.Context(), 1); err == nil {
+		t.Error("a second kwok: no error")
+	}
+	pods := p.c.Clients().CoreV1().Pods("default")
+	pretended := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "pretended"}, Spec: corev1.PodSpec{
+		NodeSelector: map[string]string{"type": "kwok"}, Tolerations: []corev1.Toleration{{Key: KwokKey, Operator: corev1.TolerationOpExists}},
+		Containers: []corev1.Container{{Name: "c", Image: "images.example.com/none:1"}},
+	}}
+	if _, err := pods.Create(t.Context(), pretended, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	err := await(t.Context(), func(ctx context.Context) error {
+		pod, err := pods.Get(ctx, pretended.Name, metav1.GetOptions{})
+		if err == nil && (pod.Status.Phase != corev1.PodRunning || pod.Status.PodIP == "" || !strings.HasPrefix(pod.Spec.NodeName, "kwok-")) {
+			err = fmt.Errorf("on %q it is %+v", pod.Spec.NodeName, pod.Status)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := pods.Delete(t.Context(), pretended.Name, metav1.DeleteOptions{}); err != nil {
+		t.Error(err)
+	}
+	err = await(t.Context(), func(ctx context.Context) error {
+		_, err := pods.Get(ctx, pretended.Name, metav1.GetOptions{})
+		if err == nil {
+			return errors.New("the pod is still there")
+		}
+		return client.IgnoreNotFound(err)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// A kwok that cannot serve says why.
+func TestKwokFails(t *testing.T) {
+	_, err := StartKwok(t.Context(), KwokOptions{Kubeconfig: filepath.Join(t.TempDir(), "none"), Log: filepath.Join(t.TempDir(), "log")})
+	if err == nil || !strings.Contains(err.Error(), "waiting for kwok: it ended") || !strings.Contains(err.Error(), "none") {
+		t.Errorf("the error is %v", err)
 	}
 }
 
@@ -373,7 +425,10 @@ func nothingRemains(t *testing.T) {
 // A process that is killed with a cluster leaves nothing.
 func TestKilled(t *testing.T) {
 	needsRoot(t)
-	said := filepath.Join(t.TempDir(), "said")
+	if err := os.MkdirAll(logsOf(t), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	said := filepath.Join(logsOf(t), "said")
 	holder := exec.Command("/proc/self/exe")
 	holder.Env = append(os.Environ(), beKilled+"="+said, wholeCluster+"=true")
 	holder.Stderr = os.Stderr
@@ -408,7 +463,7 @@ func TestOptionsAreChecked(t *testing.T) {
 // A start that fails leaves nothing.
 func TestFailedStart(t *testing.T) {
 	needsRoot(t)
-	_, err := Start(t.Context(), Options{Nodes: 1, APIServerFlags: []string{"--no-such-flag"}})
+	_, err := Start(t.Context(), Options{Nodes: 1, Logs: logsOf(t), APIServerFlags: []string{"--no-such-flag"}})
 	if err == nil || !strings.Contains(err.Error(), "no-such-flag") {
 		t.Errorf("the error is %v", err)
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
 // needsRoot fails rather than skips: this package has a target of its own.
@@ -98,15 +100,27 @@ func TestMain(m *testing.M) {
 	if file := os.Getenv(beKilled); file != "" {
 		hold(file, os.Getenv(wholeCluster) != "")
 	}
-	os.Exit(m.Run())
+	os.Exit(harness.Orderly("test-cluster", func(ctx context.Context) int {
+		return harness.WithLogs("test-cluster", func(folder string) int {
+			logs = folder
+			// Tests that go on are given up: their clusters end with this process.
+			return harness.RunTests(ctx, m, grace)
+		})
+	}))
 }
+
+// logs is the folder of what explains a failure, which the tests' clusters log to.
+var logs string
+
+// logsOf is that of a test.
+func logsOf(t *testing.T) string { return filepath.Join(logs, filepath.FromSlash(t.Name())) }
 
 func hold(file string, whole bool) {
 	var p *place
 	var err error
 	if whole {
 		var c *Cluster
-		if c, err = Start(context.Background(), Options{Nodes: 1}); err == nil {
+		if c, err = Start(context.Background(), Options{Nodes: 1, Logs: filepath.Dir(file)}); err == nil {
 			p = c.place
 		}
 	} else {

@@ -16,7 +16,7 @@ import (
 // test/e2e: that takes minutes.)
 func TestFailedVirtualNode(t *testing.T) {
 	needsRoot(t)
-	c, err := Start(t.Context(), Options{Nodes: 1})
+	c, err := Start(t.Context(), Options{Nodes: 1, Logs: logsOf(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
