@@ -40,6 +40,8 @@ type Options struct {
 	// folder of a stopped one has its objects and credentials. If empty, it is
 	// a temporary folder that Stop removes.
 	Dir string
+	// Logs is another folder for the logs, which stays.
+	Logs string
 	// ControllerManager runs kube-controller-manager: garbage collection,
 	// ServiceAccounts, namespaces. Without it the admission of ServiceAccounts
 	// is off too, or no Pod could be created.
@@ -348,7 +350,12 @@ func (c *ControlPlane) config(token string) *rest.Config {
 func (c *ControlPlane) Kubeconfig() string { return filepath.Join(c.dir, "kubeconfig") }
 
 // Logs returns the folder of the logs, one NAME.log for each program.
-func (c *ControlPlane) Logs() string { return filepath.Join(c.dir, "logs") }
+func (c *ControlPlane) Logs() string {
+	if c.options.Logs != "" {
+		return c.options.Logs
+	}
+	return filepath.Join(c.dir, "logs")
+}
 
 // ServiceAccountConfig returns the configuration of a client that is the
 // ServiceAccount, with a token for a day. It creates the ServiceAccount when

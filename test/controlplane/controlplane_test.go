@@ -149,9 +149,15 @@ func TestStartAgainInSameFolder(t *testing.T) {
 		t.Errorf("the audit log has no pods: %v", err)
 	}
 
-	c = started(t, Options{Dir: dir})
+	logs := t.TempDir()
+	c = started(t, Options{Dir: dir, Logs: logs})
 	if c.Config().BearerToken != token {
 		t.Error("the second start has another token")
+	}
+	for _, name := range []string{etcd, apiServer} {
+		if text, err := os.ReadFile(filepath.Join(logs, name+".log")); err != nil || len(text) == 0 {
+			t.Errorf("the log of %s in a folder of its own: %q, %v", name, text, err)
+		}
 	}
 	pod, err := clientsOf(t, c.Config()).CoreV1().Pods(namespace).Get(t.Context(), "rose", metav1.GetOptions{})
 	if err != nil || pod.UID != uid {

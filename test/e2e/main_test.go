@@ -11,10 +11,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -34,8 +32,7 @@ type world struct {
 	helm   *helm.Helm
 	chart  string
 	logs   string
-	// scratch is a folder that goes at the end, also of tests that are interrupted;
-	// then ctx ends.
+	// scratch is the folder of temporary files. ctx ends when the tests are interrupted.
 	scratch string
 	ctx     context.Context
 	asked   *asked
@@ -45,76 +42,52 @@ type world struct {
 
 var shared *world
 
-var nodes = flag.Int("nodes", 3, "how many nodes the cluster has; at least 3")
+var nodes = flag.Int("nodes", 3, "how many nodes the cluster has: 3 or more, but for TestVirtualNode, which takes 1")
+
+// grace is how long tests may take to end after an interrupt, and to clean up.
+const grace = 2 * time.Minute
 
 func TestMain(m *testing.M) {
 	flag.Parse()
 	ctrllog.SetLogger(logr.Discard())
-	os.Exit(run(m))
+	os.Exit(harness.Orderly("e2e", func(ctx context.Context) int {
+		began := time.Now()
+		defer func() { say("all of it took %s", time.Since(began).Round(100*time.Millisecond)) }()
+		return harness.WithLogs("e2e", func(logs string) int { return run(ctx, m, logs) })
+	}))
 }
 
-// run leaves the logs where something went wrong, and nothing else.
-func run(m *testing.M) int {
-	began := time.Now()
-	logs, err := newLogs()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e:", err)
-		return 1
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	code := 1
-	home, err := os.MkdirTemp("", "e2e-")
-	if err == nil {
-		if shared, err = newWorld(ctx, logs, home); err == nil {
-			code = runUnlessInterrupted(ctx, m)
-			if code != 0 {
-				err = shared.dump(context.Background())
-			}
-			err = errors.Join(err, shared.Stop())
-		}
-		err = errors.Join(err, os.RemoveAll(home))
-	}
+// run leaves the logs, and nothing else.
+func run(ctx context.Context, m *testing.M, logs string) int {
+	code, err := runTests(ctx, m, logs)
 	if left, failed := cluster.Remains(); failed != nil || len(left) > 0 {
 		err = errors.Join(err, failed, fmt.Errorf("left over: %s", strings.Join(left, ", ")))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
-		code = 1
 	}
-	if code == 0 {
-		if err := os.RemoveAll(logs); err != nil {
-			fmt.Fprintln(os.Stderr, "e2e:", err)
-			code = 1
-		}
-	} else {
-		fmt.Fprintln(os.Stderr, "e2e: the logs are in", logs)
+	switch {
+	case ctx.Err() != nil:
+		return harness.Interrupted
+	case err != nil:
+		return max(code, 1)
 	}
-	say("all of it took %s", time.Since(began).Round(100*time.Millisecond))
 	return code
 }
 
-// runUnlessInterrupted gives up the tests where somebody interrupts them, so that
-// what follows can clean up.
-func runUnlessInterrupted(ctx context.Context, m *testing.M) int {
-	code := make(chan int, 1)
-	go func() { code <- m.Run() }()
-	select {
-	case c := <-code:
-		return c
-	case <-ctx.Done():
-		say("interrupted")
-		return 130
-	}
-}
-
-func newLogs() (string, error) {
-	root, err := harness.Root()
+// runTests runs the tests on a cluster. Where they fail it adds to the logs what only the
+// running cluster can tell.
+func runTests(ctx context.Context, m *testing.M, logs string) (int, error) {
+	w, err := newWorld(ctx, logs, os.TempDir())
 	if err != nil {
-		return "", err
+		return 1, err
 	}
-	logs := filepath.Join(root, "build", "e2e", time.Now().UTC().Format("logs-20060102-150405"))
-	return logs, os.MkdirAll(logs, 0o755)
+	shared = w
+	code := harness.RunTests(ctx, m, grace)
+	if code != 0 {
+		err = errors.Join(shared.dump(context.Background()), shared.keepPodLogs(context.Background()))
+	}
+	return code, errors.Join(err, shared.Stop())
 }
 
 func newWorld(ctx context.Context, logs, home string) (*world, error) {

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -38,12 +40,24 @@ const (
 type point struct {
 	*testing.T
 	*world
+
+	once  sync.Once
+	until context.Context
+}
+
+// Context ends with the test, or when all are interrupted.
+func (p *point) Context() context.Context {
+	p.once.Do(func() { p.until = harness.Until(p.T.Context(), p.ctx) })
+	return p.until
 }
 
 // step is a part of a point: it is told, with the time that it took. A step that
 // fails ends the point.
 func (p *point) step(name string, do func(*point)) {
 	p.Helper()
+	if p.ctx.Err() != nil {
+		p.Fatalf("%s: interrupted before it", name)
+	}
 	began := time.Now()
 	if !p.Run(name, func(t *testing.T) { do(&point{T: t, world: p.world}) }) {
 		say("%s FAILED after %s", name, time.Since(began).Round(100*time.Millisecond))
@@ -70,7 +84,10 @@ func (p *point) await(what string, yes func() error) {
 		if err == nil {
 			return
 		}
-		if p.Context().Err() != nil || time.Now().After(end) {
+		if p.Context().Err() != nil {
+			p.Fatalf("waiting until %s: interrupted: %v", what, err)
+		}
+		if time.Now().After(end) {
 			p.Fatalf("waiting until %s: not within %s: %v", what, limit, err)
 		}
 		if time.Now().After(tell) {
@@ -295,6 +312,35 @@ func (w *world) dump(ctx context.Context) error {
 		}
 		text, encoding := yaml.Marshal(list)
 		errs = append(errs, err, encoding, os.WriteFile(filepath.Join(dir, name+".yaml"), text, 0o644))
+	}
+	return errors.Join(errs...)
+}
+
+// keepPodLogs adds the logs of pods on virtual nodes, whose files are in the nodes' memory.
+// Those of other nodes' pods are there.
+func (w *world) keepPodLogs(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	pods := &corev1.PodList{}
+	if err := w.client.List(ctx, pods); err != nil {
+		return err
+	}
+	var errs []error
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		node := w.Node(pod.Spec.NodeName)
+		if node == nil || slices.Contains(w.Nodes(), node) {
+			continue
+		}
+		dir := filepath.Join(w.logs, node.Name, "pods", fmt.Sprintf("%s_%s_%s", pod.Namespace, pod.Name, pod.UID))
+		errs = append(errs, os.MkdirAll(dir, 0o755))
+		for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+			text, err := w.Clients().CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: c.Name}).DoRaw(ctx)
+			if err != nil {
+				text = fmt.Appendf(text, "\nreading this log: %v\n", err) // such as of one that never ran
+			}
+			errs = append(errs, os.WriteFile(filepath.Join(dir, c.Name+".log"), text, 0o644))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -84,13 +84,17 @@ func (v *virtual) named(what string) string {
 }
 
 // join starts the node, and waits until its agent reports. It is removed at the end of
-// the point that is given.
+// the point that is given, unless something failed: it is looked at then, before the
+// cluster is stopped.
 func (v *virtual) join(until *point) {
 	began := time.Now()
 	node, err := v.StartVirtualNode(v.Context(), v.series)
 	v.must(err)
 	v.node = node
 	until.Cleanup(func() {
+		if until.Failed() {
+			return
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := until.RemoveVirtualNode(ctx, node); err != nil {

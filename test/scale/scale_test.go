@@ -10,7 +10,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -22,7 +21,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
@@ -30,6 +28,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/test/cluster"
 	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
@@ -54,6 +53,7 @@ func TestScale(t *testing.T) {
 	w.timed("nodes and pods that kwok runs", w.populate)
 	m, err := w.StartManager(harness.PatientLease)
 	w.must(err)
+	w.keepLog(m)
 	began := time.Now()
 	w.timed("ConfigMaps of all pods", func() { w.converge(m) })
 	w.figures(m, time.Since(began))
@@ -81,6 +81,7 @@ func TestScale(t *testing.T) {
 type world struct {
 	*harness.Cluster
 	t     *testing.T
+	ctx   context.Context       // ends with the test, or when it is interrupted
 	core  *kubernetes.Clientset // speaks protobuf, without a limit of its own
 	names []string
 	made  atomic.Int64
@@ -89,19 +90,20 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	thrifty(t)
-	c, err := harness.StartCluster(t.Context(), controlplane.Options{
+	ctx := harness.Until(t.Context(), interrupted)
+	c, err := harness.StartCluster(ctx, controlplane.Options{
 		ControllerManager: true, ControllerManagerFlags: []string{
 			// What pods and ConfigMaps without any workload have to do with.
 			"--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller,root-ca-certificate-publisher-controller",
 			// ConfigMaps take two calls each to be collected.
 			"--kube-api-qps=1000", "--kube-api-burst=2000",
 		},
-		Progress: os.Stderr,
+		Logs: logs, Progress: os.Stderr,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{Cluster: c, t: t}
+	w := &world{Cluster: c, t: t, ctx: ctx}
 	t.Cleanup(func() {
 		if err := errors.Join(c.Stop(), harness.RemoveBinary()); err != nil {
 			t.Error(err)
@@ -145,67 +147,23 @@ func (w *world) timed(what string, do func()) {
 
 // startKwok runs kwok until the test ends.
 func (w *world) startKwok() {
-	root, err := harness.Root()
+	k, err := cluster.StartKwok(w.ctx, cluster.KwokOptions{
+		Kubeconfig: w.Kubeconfig(), Log: filepath.Join(logs, "kwok.log"), PodStages: []string{"kwok.yaml"},
+	})
 	w.must(err)
-	program := filepath.Join(root, "bin", "kwok")
-	if _, err := os.Stat(program); err != nil {
-		w.t.Fatalf("%v: run make bin/kwok", err)
-	}
-	address, err := controlplane.FreeAddress()
-	w.must(err)
-	args := []string{"--kubeconfig", w.Kubeconfig(), "--manage-all-nodes=true", "--node-ip=192.0.2.1",
-		"--node-lease-duration-seconds=40", "--server-address=" + address, "--v=WARN"}
-	for _, stage := range stages(w.t, root) {
-		args = append(args, "--config", stage)
-	}
-	log, err := os.Create(filepath.Join(w.t.TempDir(), "kwok.log"))
-	w.must(err)
-	cmd := exec.Command(program, args...)
-	cmd.Stdout, cmd.Stderr = log, log
-	w.must(controlplane.StartChild(cmd))
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	select {
-	case err := <-ended:
-		text, _ := os.ReadFile(log.Name())
-		w.t.Fatalf("kwok ended: %v\n%s", err, text)
-	case <-time.After(2 * time.Second): // bad arguments end it at once
-	}
 	w.t.Cleanup(func() {
-		killed := cmd.Process.Kill()
-		<-ended
-		if err := errors.Join(killed, log.Close()); err != nil {
+		if err := k.Stop(); err != nil {
 			w.t.Error(err)
 		}
-		if w.t.Failed() {
-			text, err := os.ReadFile(log.Name())
-			w.t.Logf("kwok's log (%v):\n%s", err, tail(string(text), 30))
-		}
 	})
-}
-
-// stages are the files of what becomes of nodes and pods, and when: at once.
-func stages(t *testing.T, root string) []string {
-	t.Helper()
-	out, err := exec.Command("go", "-C", filepath.Join(root, "hack", "tools", "kwok"), "list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok").Output()
-	if err != nil {
-		t.Fatalf("finding kwok's module: %v", err)
-	}
-	folder := filepath.Join(strings.TrimSpace(string(out)), "kustomize", "stage")
-	return []string{filepath.Join(folder, "node", "fast", "node-initialize.yaml"), "kwok.yaml"}
-}
-
-func tail(text string, lines int) string {
-	all := strings.Split(text, "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
 // populate makes the nodes, and the namespaces with a config and pods each, and waits
 // until kwok runs all of them.
 func (w *world) populate() {
-	ctx := w.t.Context()
+	ctx := w.ctx
 	for i := range *nodes {
-		_, err := w.core.CoreV1().Nodes().Create(ctx, newNode(i), metav1.CreateOptions{})
+		_, err := w.core.CoreV1().Nodes().Create(ctx, cluster.KwokNode(i), metav1.CreateOptions{})
 		w.must(err)
 	}
 	for i := range *namespaces {
@@ -217,16 +175,6 @@ func (w *world) populate() {
 	w.must(w.each(*pods, func(int) error { return w.newPod(ctx) }))
 	w.awaitRunning()
 }
-
-func newNode(i int) *corev1.Node {
-	room := corev1.ResourceList{"cpu": resource.MustParse("64"), "memory": resource.MustParse("256Gi"), "pods": resource.MustParse("2000")}
-	return &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: nodeName(i), Annotations: map[string]string{"kwok.x-k8s.io/node": "fake"}},
-		Status:     corev1.NodeStatus{Capacity: room, Allocatable: room},
-	}
-}
-
-func nodeName(i int) string { return fmt.Sprintf("kwok-%d", i) }
 
 func newConfig(namespace string) *v1alpha1.PodConfigMapConfig {
 	return &v1alpha1.PodConfigMapConfig{
@@ -246,7 +194,7 @@ func (w *world) newPod(ctx context.Context) error {
 	_, err := w.core.CoreV1().Pods(namespace).Create(ctx, &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: podName(i), Namespace: namespace, Labels: map[string]string{"app": fmt.Sprintf("app-%d", i%7), "version": "1"}},
 		Spec: corev1.PodSpec{
-			NodeName: nodeName(i / len(w.names) % *nodes), TerminationGracePeriodSeconds: &none, AutomountServiceAccountToken: &noToken,
+			NodeName: cluster.KwokName(i / len(w.names) % *nodes), TerminationGracePeriodSeconds: &none, AutomountServiceAccountToken: &noToken,
 			Containers: []corev1.Container{{Name: "app", Image: "images.example.com/app:1"}},
 		},
 	}, metav1.CreateOptions{})
@@ -267,7 +215,7 @@ func (w *world) each(n int, do func(int) error) error {
 
 // awaitRunning waits until no pod is without the address that kwok gives it.
 func (w *world) awaitRunning() {
-	ctx := w.t.Context()
+	ctx := w.ctx
 	w.must(wait.PollUntilContextTimeout(ctx, time.Second, patience, true, func(ctx context.Context) (bool, error) {
 		for _, name := range w.names {
 			pending, err := w.core.CoreV1().Pods(name).List(ctx, metav1.ListOptions{FieldSelector: "status.phase!=Running", ResourceVersion: "0"})
@@ -284,7 +232,7 @@ func (w *world) awaitRunning() {
 func (w *world) converge(m *harness.Manager) {
 	w.t.Helper()
 	w.awaitRunning()
-	if err := w.WaitServed(w.t.Context(), patience, w.names...); err != nil {
+	if err := w.WaitServed(w.ctx, patience, w.names...); err != nil {
 		w.t.Fatalf("%v\nthe manager's log:\n%s", err, m.LogTail(20))
 	}
 }
@@ -292,7 +240,7 @@ func (w *world) converge(m *harness.Manager) {
 // replace deletes the oldest pods and makes as many new ones, at the given rate or, on
 // a machine that is slower, as fast as it can; it returns how many.
 func (w *world) replace() int {
-	ctx := w.t.Context()
+	ctx := w.ctx
 	none, began, replaced := int64(0), time.Now(), 0
 	for took := time.Duration(0); took < *churn; took = time.Since(began) {
 		// What one second was too short for, the next makes up.
@@ -315,7 +263,7 @@ func (w *world) replace() int {
 // writes is how many ConfigMaps the manager has written.
 func (w *world) writes(m *harness.Manager) float64 {
 	w.t.Helper()
-	families, err := m.Scrape(w.t.Context())
+	families, err := m.Scrape(w.ctx)
 	w.must(err)
 	total := 0.0
 	for _, series := range families["podconfigmap_controller_configmap_operations_total"].GetMetric() {
@@ -327,7 +275,7 @@ func (w *world) writes(m *harness.Manager) float64 {
 // figures logs what the manager has used so far.
 func (w *world) figures(m *harness.Manager, within time.Duration) {
 	w.t.Helper()
-	families, err := m.Scrape(w.t.Context())
+	families, err := m.Scrape(w.ctx)
 	w.must(err)
 	calls := map[string]float64{}
 	for _, series := range families["rest_client_requests_total"].GetMetric() {
