@@ -79,4 +79,4 @@ busybox:
 # -v: it prints what it does, and how long that took.
 .PHONY: e2e-olm
 e2e-olm: busybox cluster-programs cluster-image bin/helm bin/operator-sdk bin/opm bin/registry $(OLM_IMAGES) ## Test the operator by OLM, and its bundle by the scorecard, on real nodes (as root; Debian's busybox-static).
-	go test -v -count=1 -timeout=60m $(TEST_FLAGS) -run TestOLM ./test/e2e
+	hack/orderly.sh go test -v -count=1 -timeout=60m $(TEST_FLAGS) -run TestOLM ./test/e2e

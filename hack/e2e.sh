@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Runs targets of make one after the other, also after one has failed, and prints what
+# each took. An interrupt ends it, once the target that runs has cleaned up.
+#
+# Usage: hack/e2e.sh TARGET...
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+summary=
+# Adds a line to the summary. Usage: tell TARGET SECONDS RESULT
+tell() { summary+=$(printf '%-18s %3d:%02d  %s' "$1" $(($2 / 60)) $(($2 % 60)) "$3")$'\n'; }
+
+# Why a target cannot run on a machine, whatever is configured or installed.
+cannot() {
+	case $1 in
+	test-virtual-node)
+		[ "$(uname -m)" = x86_64 ] || echo "its kernels are for x86_64, and this is $(uname -m)"
+		command -v qemu-system-x86_64 >/dev/null || echo "there is no qemu-system-x86_64: apt-get install qemu-system-x86 xz-utils busybox-static"
+		;;
+	esac
+}
+
+interrupted=
+trap 'interrupted=yes' INT TERM
+failed=0
+for target in "$@"; do
+	reason=$(cannot "$target")
+	if [ -n "$reason" ]; then
+		tell "$target" 0 "skipped: $reason"
+		continue
+	fi
+	echo "===== make $target"
+	began=$SECONDS result=ok
+	${MAKE:-make} --no-print-directory "$target" || { failed=1 result=FAILED; }
+	tell "$target" $((SECONDS - began)) "$result"
+	if [ -n "$interrupted" ]; then
+		failed=130
+		break
+	fi
+done
+printf '\n===== Summary (%d:%02d)\n%s' $((SECONDS / 60)) $((SECONDS % 60)) "$summary"
+exit "$failed"

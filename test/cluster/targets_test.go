@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/podconfigmap/podconfigmap-controller/test/harness"
+)
+
+// endToEnd is hack/e2e.sh with a make that does as its target says, on a machine that has
+// little besides.
+func endToEnd(t *testing.T, targets ...string) *exec.Cmd {
+	t.Helper()
+	root, err := harness.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"bash", "dirname", "uname"} {
+		path, err := exec.LookPath(name)
+		if err == nil {
+			err = os.Symlink(path, filepath.Join(dir, name))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := "#!/bin/bash\necho \"made $2\"\ncase $2 in bad) exit 2 ;; interrupted) kill -TERM $PPID ;; esac\n"
+	if err := os.WriteFile(filepath.Join(dir, "make"), []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	command := exec.Command(filepath.Join(root, "hack", "e2e.sh"), targets...)
+	command.Env = []string{"PATH=" + dir}
+	return command
+}
+
+// All targets of `make e2e` are made, and told of with their results.
+func TestEndToEndTargets(t *testing.T) {
+	for name, tc := range map[string]struct {
+		targets   []string
+		code      int
+		want, not []string
+	}{
+		"all is well": {[]string{"one", "two"}, 0,
+			[]string{"===== make one\nmade one\n", "===== Summary (0:0", "one                  0:0", "two                  0:0", "  ok\n"}, []string{"FAILED"}},
+		"what fails does not keep the rest from it": {[]string{"bad", "two"}, 1, []string{"made two", "  FAILED\n", "  ok\n"}, nil},
+		"an interrupt does":                         {[]string{"interrupted", "two"}, 130, []string{"made interrupted"}, []string{"two"}},
+		"without QEMU": {[]string{"test-virtual-node", "two"}, 0,
+			[]string{"test-virtual-node    0:00  skipped: there is no qemu-system-x86_64: apt-get install", "made two"}, []string{"made test-virtual-node"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			command := endToEnd(t, tc.targets...)
+			command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+			said, err := command.CombinedOutput()
+			if failed := (*exec.ExitError)(nil); err != nil && !errors.As(err, &failed) {
+				t.Fatal(err)
+			}
+			if got := command.ProcessState.ExitCode(); got != tc.code {
+				t.Errorf("code %d, not %d", got, tc.code)
+			}
+			for _, text := range tc.want {
+				if !strings.Contains(string(said), text) {
+					t.Errorf("%q is not in:\n%s", text, said)
+				}
+			}
+			for _, text := range tc.not {
+				if strings.Contains(string(said), text) {
+					t.Errorf("%q is in:\n%s", text, said)
+				}
+			}
+		})
+	}
+}
