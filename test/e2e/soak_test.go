@@ -48,7 +48,7 @@ func TestSoak(t *testing.T) {
 		p.enable("--set", "leaderElection.leaseDuration=15s", "--set", "leaderElection.renewDeadline=10s", "--set", "leaderElection.retryPeriod=2s")
 	})
 	p.namespace(guarded)
-	s := &soak{random: rand.New(rand.NewPCG(seed, seed)), done: map[string]int{}}
+	s := &soak{random: rand.New(rand.NewPCG(seed, seed)), done: map[string]int{}, denied: map[string]bool{}}
 	p.step("constant traffic between all nodes", func(p *point) { s.bustle = newBustle(p, "tcp") })
 	s.bustle.watch = watchCounters(p.world, s.bustle.pods()...)
 	t.Cleanup(s.bustle.watch.stop)
@@ -84,6 +84,7 @@ type soak struct {
 	bustle *bustle
 	made   int // pods so far
 	done   map[string]int
+	denied map[string]bool // configs that have filtered egress so far
 	// kept are the calls that pods of the app counted have made, by pod; nil while agents
 	// are killed: what a pod does while there is none is not counted (docs/ebpf.md, Birth).
 	kept map[string]float64
@@ -217,6 +218,9 @@ func (s *soak) edit(p *point) string {
 			s.random.IntN(2) == 0, s.random.IntN(3) > 0, ports, ports+1, []string{`["ingress"]`, `["egress"]`, `["ingress","egress"]`}[s.random.IntN(3)])
 	}
 	p.patch(config, fmt.Sprintf(`{"spec":{"podSelector":{"matchLabels":{%s}},"labelsToInclude":%s,"configMapDataTemplate":%s,"ebpfConfig":%s}}`, labels, include, template, ebpf))
+	if strings.Contains(ebpf, "egress") {
+		s.denied[config.Name] = true
+	}
 	return "configs edited"
 }
 
@@ -363,7 +367,7 @@ func (s *soak) attached(p *point) error {
 	if err := p.client.List(p.Context(), configs, client.InNamespace(guarded)); err != nil {
 		return err
 	}
-	filtered, served := map[string]string{}, map[string]int{}
+	filtered, served := map[string]*askedPrograms{}, map[string]int{}
 	for _, pod := range p.pods(guarded, nil) {
 		wants := false
 		for i := range configs.Items {
@@ -373,14 +377,20 @@ func (s *soak) attached(p *point) error {
 			}
 			wants = true
 			if e.L4Firewall != nil && e.L4Firewall.Enabled {
-				filtered[string(pod.UID)] = pod.Name
+				asks := filtered[string(pod.UID)]
+				if asks == nil {
+					asks = &askedPrograms{pod: pod.Name}
+					filtered[string(pod.UID)] = asks
+				}
+				asks.denies = asks.denies || slices.Contains(e.L4Firewall.Directions, v1alpha1.FirewallDirectionEgress)
+				asks.denied = asks.denied || s.denied[configs.Items[i].Name]
 			}
 		}
 		if wants {
 			served[pod.Spec.NodeName]++
 		}
 	}
-	found := map[string]bool{}
+	found := map[string]map[string]int{}
 	for _, n := range p.Nodes() {
 		all, err := attachments(n)
 		if err != nil {
@@ -388,10 +398,14 @@ func (s *soak) attached(p *point) error {
 		}
 		for _, one := range all {
 			uid := podOfCgroup.FindStringSubmatch(one)
-			if uid == nil || filtered[uid[1]] == "" {
+			if uid == nil || filtered[uid[1]] == nil {
 				return fmt.Errorf("%s has a program that nobody wants: %s", n.Name, one)
 			}
-			found[uid[1]] = true
+			if found[uid[1]] == nil {
+				found[uid[1]] = map[string]int{}
+			}
+			direction, _, _ := strings.Cut(one, " ")
+			found[uid[1]][direction]++
 		}
 		used, err := p.gauge(n.Name, "podconfigmap_controller_ebpf_slots_used")
 		if err != nil {
@@ -401,10 +415,40 @@ func (s *soak) attached(p *point) error {
 			return fmt.Errorf("%s has %v slots in use for %d pods", n.Name, used, served[n.Name])
 		}
 	}
-	for uid, name := range filtered {
-		if !found[uid] {
-			return fmt.Errorf("pod %s has no program", name)
+	for uid, asks := range filtered {
+		if err := asks.differs(found[uid]); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// askedPrograms are those of a pod: one for what comes in and one for what goes out,
+// whatever is filtered of both (the other one knows the replies), and those at connect
+// where connections are denied, or have been.
+type askedPrograms struct {
+	pod            string
+	denies, denied bool
+}
+
+func (a *askedPrograms) differs(found map[string]int) error {
+	least := map[string]int{"ingress": 1, "egress": 1}
+	most := map[string]int{"ingress": 1, "egress": 1}
+	for _, connect := range []string{"connect4", "connect6"} {
+		if a.denies {
+			least[connect] = 1
+		}
+		if a.denies || a.denied {
+			most[connect] = 1
+		}
+	}
+	for direction := range attachTypes {
+		if n := found[direction]; n < least[direction] || n > most[direction] {
+			return fmt.Errorf("pod %s has %d programs for %s, want %d to %d (%v)", a.pod, n, direction, least[direction], most[direction], found)
+		}
+	}
+	if found["connect4"] != found["connect6"] {
+		return fmt.Errorf("pod %s has the programs %v: connect is for IPv4 and IPv6", a.pod, found)
 	}
 	return nil
 }
