@@ -77,7 +77,14 @@ func TestOLM(t *testing.T) {
 	p.namespace(guarded)
 	p.step("ConfigMaps, counts and a blocked port for a pod on every node", o.use)
 	p.step("operator-sdk scorecard, its pods on these nodes", o.score)
-	p.step("upgrade", o.upgrade)
+	var b *bustle
+	p.step("constant traffic between all nodes", func(p *point) { b = newBustle(p, "tcp", "udp") })
+	b.watch = watchCounters(p.world, b.pods()...)
+	p.Cleanup(b.watch.stop)
+	p.fault(b, "upgrade", o.upgrade)
+	p.step("counters are what was sent", b.exact)
+	p.step("the traffic ends", func(p *point) { b.end(p, everything) })
+	b.watch.stop()
 	p.step("quiet logs at rest", (*point).quietLogs)
 	p.step("uninstall with the flag on", o.uninstall)
 	p.step("what stays is as documented, and goes as documented", o.tidy)
@@ -436,11 +443,11 @@ func (o *lifecycle) upgrade(p *point) {
 	o.work(p)
 }
 
-// configMaps are those of the operator in guarded, each with its UID.
+// configMaps are those of the pods that are used, each with its UID.
 func (o *lifecycle) configMaps(p *point) []string {
 	p.Helper()
 	list := &corev1.ConfigMapList{}
-	p.must(p.client.List(p.Context(), list, client.InNamespace(guarded), client.HasLabels{"podconfig.example.com/generated-by-pcmc"}))
+	p.must(p.client.List(p.Context(), list, client.InNamespace(guarded), client.MatchingLabels{"podconfig.example.com/generated-by-pcmc": "held"}))
 	var all []string
 	for _, c := range list.Items {
 		all = append(all, c.Name+" "+string(c.UID))
