@@ -22,8 +22,28 @@ cannot() {
 	esac
 }
 
-interrupted=
-trap 'interrupted=yes' INT TERM
+interrupted= running=
+# What runs is told in any case, also where only this script is, and cleans up.
+interrupt() {
+	interrupted=yes
+	if [ -n "$running" ]; then
+		kill -TERM "$running" 2>/dev/null || : # it may have ended
+	fi
+}
+trap interrupt HUP INT TERM
+# Makes a target, and waits until it has ended. A signal ends a wait.
+make_target() {
+	local code
+	${MAKE:-make} --no-print-directory "$1" &
+	running=$!
+	while :; do
+		code=0
+		wait "$running" || code=$?
+		kill -0 "$running" 2>/dev/null || break
+	done
+	running=
+	return "$code"
+}
 failed=0
 for target in "$@"; do
 	reason=$(cannot "$target")
@@ -33,7 +53,7 @@ for target in "$@"; do
 	fi
 	echo "===== make $target"
 	began=$SECONDS result=ok
-	${MAKE:-make} --no-print-directory "$target" || { failed=1 result=FAILED; }
+	make_target "$target" || { failed=1 result=FAILED; }
 	tell "$target" $((SECONDS - began)) "$result"
 	if [ -n "$interrupted" ]; then
 		failed=130

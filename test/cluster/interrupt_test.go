@@ -49,6 +49,9 @@ func TestInterrupted(t *testing.T) {
 			v := startVictim(t, tc.command)
 			v.awaitPrinted(tc.at)
 			v.notePins()
+			if strings.HasPrefix(tc.at, "Ctrl-C") {
+				v.awaitPrinted("export KUBECONFIG=")
+			}
 			if noted := v.traces.Noted(); tc.pins && noted.Maps == 0 {
 				t.Errorf("nothing is pinned: %+v", noted)
 			}

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
 const shop = "shop"
@@ -68,6 +69,7 @@ func (p *point) openShop() {
 	p.namespace(shop)
 	three, two := int32(3), int32(2)
 	_, web := selector("web")
+	_, api := selector("api")
 	_, db := selector("db")
 	_, log := selector("log")
 	once := template("once")
@@ -82,11 +84,12 @@ func (p *point) openShop() {
 	named := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: shop, Name: name} }
 	p.create(all, some,
 		&appsv1.Deployment{ObjectMeta: named("web"), Spec: appsv1.DeploymentSpec{Replicas: &three, Selector: web, Template: template("web")}},
+		&appsv1.Deployment{ObjectMeta: named("api"), Spec: appsv1.DeploymentSpec{Replicas: &two, Selector: api, Template: template("api")}},
 		&appsv1.StatefulSet{ObjectMeta: named("db"), Spec: appsv1.StatefulSetSpec{Replicas: &two, Selector: db, ServiceName: "db", Template: template("db")}},
 		&appsv1.DaemonSet{ObjectMeta: named("log"), Spec: appsv1.DaemonSetSpec{Selector: log, Template: template("log")}},
 		&batchv1.Job{ObjectMeta: named("once"), Spec: batchv1.JobSpec{Template: once}},
 	)
-	p.converge(map[string]int{"web": 3, "db": 2, "log": *nodes, "once": 1})
+	p.converge(map[string]int{"web": 3, "api": 2, "db": 2, "log": *nodes, "once": 1})
 }
 
 // converge waits until there are so many pods of each app, all of them up or done, and
@@ -156,6 +159,19 @@ func (p *point) promised(namespace string) error {
 	}
 	for name := range left {
 		return fmt.Errorf("ConfigMap %s belongs to no pod and config", name)
+	}
+	return p.exactly(namespace)
+}
+
+// exactly is nil when the ConfigMaps of a namespace have just the data, labels and owners
+// that the operator's own code says, and the status of its configs tells so.
+func (p *point) exactly(namespace string) error {
+	state, err := (&harness.Cluster{Client: p.client}).ReadState(p.Context(), namespace)
+	if err != nil {
+		return err
+	}
+	if found := append(state.Differences(), state.StatusDifferences()...); len(found) > 0 {
+		return fmt.Errorf("%d differences: %s", len(found), strings.Join(found[:min(len(found), 3)], "; "))
 	}
 	return nil
 }
@@ -271,7 +287,7 @@ func (p *point) drain() {
 		}
 		return nil
 	})
-	p.converge(map[string]int{"web": 2, "db": 2, "log": *nodes})
+	p.converge(map[string]int{"web": 2, "api": 2, "db": 2, "log": *nodes})
 	p.await("the managers are back", func() error { return p.rolledOut(system, manager) })
 	p.patch(node, `{"spec":{"unschedulable":null}}`)
 }
@@ -351,7 +367,7 @@ func (p *point) remove() {
 	p.must(p.client.Delete(p.Context(), pod))
 	p.converge(map[string]int{"single": 0})
 	p.must(p.client.Delete(p.Context(), second))
-	p.converge(map[string]int{"web": 2, "db": 2, "log": *nodes, "once": 1})
+	p.converge(map[string]int{"web": 2, "api": 2, "db": 2, "log": *nodes, "once": 1})
 }
 
 func (p *point) closeShop() { p.noNamespace(shop) }

@@ -22,7 +22,6 @@ import (
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
 	"github.com/podconfigmap/podconfigmap-controller/test/cluster"
-	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 )
 
 var (
@@ -320,17 +319,7 @@ func (s *soak) right(p *point) {
 		}
 		return nil
 	})
-	c := &harness.Cluster{Client: p.client}
-	p.await("ConfigMaps and status are just what is promised", func() error {
-		state, err := c.ReadState(p.Context(), guarded)
-		if err != nil {
-			return err
-		}
-		if found := append(state.Differences(), state.StatusDifferences()...); len(found) > 0 {
-			return fmt.Errorf("%d differences: %s", len(found), strings.Join(found[:min(len(found), 3)], "; "))
-		}
-		return nil
-	})
+	p.await("ConfigMaps and status are just what is promised", func() error { return p.exactly(guarded) })
 	p.await("programs are just at the pods that want them", func() error { return s.attached(p) })
 	pods := p.pods(guarded, client.MatchingLabels{"app": "counted"})
 	counted := 0

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"strconv"
 	"strings"
@@ -179,24 +180,36 @@ func (v *virtual) countCalls() {
 	v.remove(app, pod)
 }
 
-// connect tries the ways between a guarded pod on the node and one on another node that
-// nothing is asked for, in both directions.
+// connect tries the ways between a pod on the node, from which and to which all is blocked
+// but a port, and one on another node that nothing is asked for, in both directions; the
+// pod's init container has tried before. Its probe is at a port that no config allows.
 func (v *virtual) connect() {
 	app := v.named("walled")
 	v.config(app, v1alpha1.EBPFConfig{L4Firewall: &v1alpha1.L4Firewall{
-		Enabled: true, BlockedPorts: []v1alpha1.Port{blockedPort},
+		Enabled: true, DefaultAction: v1alpha1.FirewallActionBlock, AllowedPorts: []v1alpha1.Port{openPort},
 		Directions: []v1alpha1.FirewallDirection{v1alpha1.FirewallDirectionIngress, v1alpha1.FirewallDirectionEgress},
 	}})
 	const ports = "8080,9090"
-	inside := v.podThere(app, podSpec(slowly("-tcp="+ports, "-udp="+ports)))
 	outside := v.pod(v.named("outside"), "outside", v.Nodes()[0].Name, podSpec(slowly("-tcp="+ports, "-udp="+ports)))
-	v.awaitReady(inside, outside)
+	v.awaitReady(outside)
+	address := func(port int) string { return net.JoinHostPort(outside.Status.PodIP, strconv.Itoa(port)) }
+	spec := podSpec(slowly("-tcp="+ports, "-udp="+ports))
+	spec.InitContainers = []corev1.Container{container("first", "dial", "-timeout=60s", address(blockedPort), address(openPort))}
+	inside := v.podThere(app, spec)
+	v.awaitReady(inside)
 	all := append(
 		route{what: "into the node", from: outside, to: inside, by: inside, addresses: podIPs(inside)}.ways(openPort, blockedPort),
 		route{what: "out of the node", from: inside, to: outside, by: inside, addresses: podIPs(outside)}.ways(openPort, blockedPort)...)
 	v.walk(all)
 	l := newLedger()
 	l.add(all...)
+	for i, got := range firstResults(v.point, inside) {
+		w := way{what: "init container", from: inside, to: outside, by: inside, network: "tcp", address: got.Address, passes: i == 1}
+		if err := w.wrong(&got); err != nil {
+			v.Error(err)
+		}
+		l.add(w)
+	}
 	l.settle(v.point)
 	objects, err := v.node.Objects(v.Context())
 	v.must(err)

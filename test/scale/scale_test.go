@@ -238,11 +238,14 @@ func (w *world) converge(m *harness.Manager) {
 }
 
 // replace deletes the oldest pods and makes as many new ones, at the given rate or, on
-// a machine that is slower, as fast as it can; it returns how many.
+// a machine that is slower, as fast as it can, and at least until as many pods were
+// deleted and made together as that rate is in that time; it returns how many were
+// replaced.
 func (w *world) replace() int {
 	ctx := w.ctx
 	none, began, replaced := int64(0), time.Now(), 0
-	for took := time.Duration(0); took < *churn; took = time.Since(began) {
+	least := int(churn.Seconds()*float64(*rate)) / 2
+	for took := time.Duration(0); took < *churn || replaced < least; took = time.Since(began) {
 		// What one second was too short for, the next makes up.
 		due := min(*rate, int(took.Seconds()*float64(*rate))-replaced)
 		if due <= 0 {
