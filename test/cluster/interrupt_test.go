@@ -159,7 +159,7 @@ func (v *victim) isKnown(p process) bool {
 	return known && began == p.began
 }
 
-var cgroupOfCluster = regexp.MustCompile(`0::/(` + placePrefix + `\d+)`)
+var cgroupOfCluster = regexp.MustCompile(`0::/` + placePrefix + `(\d+)`)
 
 // noteProcess notes what a process has, if that is still there.
 func (v *victim) noteProcess(pid int) {
@@ -173,7 +173,11 @@ func (v *victim) noteProcess(pid int) {
 		v.t.Error(err)
 	}
 	for _, found := range cgroupOfCluster.FindAllStringSubmatch(string(text), -1) {
-		for _, path := range []string{filepath.Join(mount, found[1]), filepath.Join("/dev/shm", found[1])} {
+		number, err := strconv.Atoi(found[1])
+		if err != nil {
+			v.t.Error(err)
+		}
+		for _, path := range append(folders(number), filepath.Join(mount, placePrefix+found[1])) {
 			if err := v.traces.Path(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				v.t.Error(err)
 			}
@@ -187,7 +191,7 @@ func (v *victim) notePins() {
 	v.pause()
 	for pid := range v.known {
 		if strings.HasPrefix(commandOf(pid), "cluster-node-") {
-			if err := v.traces.Pinned(fmt.Sprintf("/proc/%d/root/sys/fs/bpf/podconfigmap", pid)); err != nil {
+			if err := v.traces.Pinned(pathSeenBy(pid, "/sys/fs/bpf/podconfigmap")); err != nil {
 				v.t.Error(err)
 			}
 		}

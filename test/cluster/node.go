@@ -343,8 +343,11 @@ func (n *Node) PID() int {
 
 // Path is where the host sees a path of the node's file system, or of one that is
 // mounted there, such as /sys/fs/bpf.
-func (n *Node) Path(path string) string {
-	return filepath.Join(fmt.Sprintf("/proc/%d/root", n.PID()), path)
+func (n *Node) Path(path string) string { return pathSeenBy(n.PID(), path) }
+
+// pathSeenBy is where the host sees a path of a process's file system.
+func pathSeenBy(pid int, path string) string {
+	return filepath.Join("/proc", strconv.Itoa(pid), "root", path)
 }
 
 // Cgroup is the cgroup of a pod as the host sees it, wherever its QoS class has put
