@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 )
@@ -193,21 +194,34 @@ func (t *counterTable) close() error {
 // flowTable is the flows of UDP that live.
 type flowTable struct {
 	flows, events *ebpf.Map
-	// seed of the hash that tells a flow's bucket. Whoever could tell the hash could
-	// have the flows of others forgotten.
-	seed uint64
+	keys          flowKeys
 }
 
-// waysPerBucket is WAYS in C. When as many flows live as the table is made for half
-// of the ways are free, and in few buckets none is: one flow of a hundred is forgotten.
-const waysPerBucket = 8
+// flowKeys are those of the hashes that stand for a flow. Whoever could tell them could
+// have packets taken for replies, and the flows of others forgotten.
+type flowKeys [3][14]uint64
+
+// waysPerBucket is WAYS in C. When as many flows live as the table is made for, two
+// ways of a bucket are taken in the mean, and all in few: one flow of 1,400 is forgotten.
+const waysPerBucket = 7
 
 // bucketsFor returns how many buckets a table for so many flows has.
 func bucketsFor(flows uint32) uint32 {
-	return 1 << bits.Len32(max(flows, waysPerBucket)*2/waysPerBucket-1)
+	return 1 << bits.Len32(max(flows, 2)/2-1)
 }
 
-var seedSpec = &ebpf.MapSpec{Name: "flow_seed", Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1}
+func drawFlowKeys() (keys flowKeys) {
+	for i := range keys {
+		for j := range keys[i] {
+			keys[i][j] = rand.Uint64()
+		}
+	}
+	return keys
+}
+
+var seedSpec = &ebpf.MapSpec{
+	Name: "flow_keys", Type: ebpf.Array, KeySize: 4, ValueSize: uint32(unsafe.Sizeof(flowKeys{})), MaxEntries: 1,
+}
 
 func openFlows(dir string, version int, spec, events *ebpf.MapSpec) (t *flowTable, err error) {
 	t = &flowTable{}
@@ -223,12 +237,12 @@ func openFlows(dir string, version int, spec, events *ebpf.MapSpec) (t *flowTabl
 		return t, err
 	}
 	seed, err := adoptMap(filepath.Join(dir, mapPin("seed", version, 1)), seedSpec, func(m *ebpf.Map) error {
-		return m.Put(uint32(0), rand.Uint64())
+		return m.Put(uint32(0), drawFlowKeys())
 	})
 	if err != nil {
 		return t, err
 	}
-	return t, errors.Join(seed.Lookup(uint32(0), &t.seed), seed.Close())
+	return t, errors.Join(seed.Lookup(uint32(0), &t.keys), seed.Close())
 }
 
 // countEvictions returns how many flows that lived were forgotten to make room.

@@ -208,12 +208,12 @@ func (f *Firewall) openMaps(spec *ebpf.CollectionSpec, b build) (err error) {
 		}
 		f.others[name] = m
 	}
-	return setHash(spec, f.flows.seed)
+	return setHash(spec, f.flows.keys)
 }
 
-// setHash tells the programs how they find a flow's bucket.
-func setHash(spec *ebpf.CollectionSpec, seed uint64) error {
-	return errors.Join(spec.Variables["flow_seed"].Set(seed), spec.Variables["bucket_mask"].Set(spec.Maps["flows"].MaxEntries-1))
+// setHash tells the programs how they find a flow.
+func setHash(spec *ebpf.CollectionSpec, keys flowKeys) error {
+	return errors.Join(spec.Variables["flow_keys"].Set(keys), spec.Variables["bucket_mask"].Set(spec.Maps["flows"].MaxEntries-1))
 }
 
 // copyPods fills a map of pods' settings from one of another size or layout.

@@ -39,9 +39,8 @@ enum verdict { ALLOWED, BLOCKED, WOULD_BLOCK };
 // several CPUs, which would take its cache line from each other.
 #define REFRESH_AGE 1000000000LL
 #define EXTENSION_HEADERS 8
-#define WAYS 8
-// A tick of the flow table: 0.13 s.
-#define TICK_SHIFT 27
+#define WAYS 7
+#define HASHES 3
 #define OWN_ADDRESSES 8
 // Direction of a remembered SYN or blocked flow, in its slot.
 #define IN_EGRESS (1U << 31)
@@ -90,9 +89,12 @@ struct counters {
 
 struct flow {
 	__u32 slot;
-	__u16 local_port, remote_port; // as on the wire
+	__u32 ports; // local, then remote, as on the wire
 	__u32 local[4], remote[4];     // IPv4 addresses as ::ffff:a.b.c.d
 } __attribute__((aligned(8)));
+
+#define FLOW_WORDS 12 // and when its pod was attached
+#define IPV4_WORDS 6
 
 struct seen {
 	__u64 time; // of the last packet, up to REFRESH_AGE old
@@ -106,29 +108,39 @@ struct syn {
 	__u32 unused;
 };
 
-struct way {
-	struct flow flow;
-	struct seen seen;
+// What stands for a flow in the table of flows: hashes that are independent of each
+// other. For two flows chosen by who does not know the keys all are the same in one
+// case of 2^96.
+struct fingerprint {
+	__u32 hashes[HASHES];
 };
 
-// The only place of the flows of one hash. Its first cache line tells which way to
-// look at: to begin a flow takes two lines that are not at hand, where the kernel's
-// LRU takes ten.
+// A way's state is the time of its flow's last packet, up to REFRESH_AGE old, in ticks
+// of 0.13 s, and in the lowest bits how the flow began; 0: free. It goes round in 4.5
+// years.
+#define TICK_SHIFT 27
+#define BEGAN_EGRESS 1
+#define BEGAN_WOULD_BLOCK 2
+#define BEGAN_BITS 2
+#define IN_STATES(ns) ((__u32)((ns) >> TICK_SHIFT << BEGAN_BITS))
+// How far another CPU's coarse clock may be ahead.
+#define AHEAD IN_STATES(1000000000LL)
+
+// The only place of the flows of one hash, two cache lines; the first one shows whether a
+// flow is not there. They are all that is not at hand when a flow begins, where the
+// kernel's LRU takes ten.
 struct bucket {
-	struct bpf_spin_lock lock; // of who gives a way away
-	__u32 unused;
-	__u32 ticks[WAYS]; // of the last packet, as in seen; 0: free
-	__u16 tags[WAYS];  // more of the hash
-	__u64 unused_too;
-	struct way ways[WAYS];
+	struct bpf_spin_lock lock; // of who writes
+	__u32 states[WAYS];
+	__u32 hashes[HASHES][WAYS + 1]; // the last ones are unused
 };
 
 struct events {
 	__u64 evictions; // of flows that lived
 };
 
-// Drawn once for a table: who could tell the hash could fill a bucket.
-const volatile __u64 flow_seed;
+// Drawn once for a table.
+const volatile __u64 flow_keys[HASHES][2 + FLOW_WORDS];
 // The number of buckets, a power of two, less one.
 const volatile __u32 bucket_mask;
 
@@ -179,6 +191,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(value, struct bucket);
 } flows SEC(".maps");
 
@@ -388,6 +401,11 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *pac
 		walk_ipv6(skb, ip->nexthdr, packet);
 }
 
+static __always_inline __u32 ports_of(__u16 local, __u16 remote)
+{
+	return (__u32)remote << 16 | local;
+}
+
 // The flow of a packet whose headers have been read, seen from the pod. Nothing
 // here can fail: what was read once is there.
 static __always_inline void flow_of(struct __sk_buff *skb, struct packet *packet, enum direction direction,
@@ -398,8 +416,8 @@ static __always_inline void flow_of(struct __sk_buff *skb, struct packet *packet
 	__u32 *destination = direction == INGRESS ? flow->local : flow->remote;
 
 	flow->slot = slot;
-	flow->remote_port = direction == INGRESS ? packet->source : packet->destination;
-	flow->local_port = direction == INGRESS ? packet->destination : packet->source;
+	flow->ports = direction == INGRESS ? ports_of(packet->destination, packet->source)
+					   : ports_of(packet->source, packet->destination);
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		struct iphdr copy, *ip = data;
 
@@ -482,90 +500,123 @@ static __always_inline int drop_udp(struct flow *flow, enum direction direction,
 	return DROP;
 }
 
-typedef __u64 __attribute__((may_alias)) word;
-
-static __always_inline __u64 hash_of(struct flow *flow)
+// Multilinear hashing with half the multiplications, of pairs of words and keys.
+// Source: Lemire and Kaser, "Strongly universal string hashing is fast" (2014). IPv6
+// has a first key more, so that it is as good between both.
+static __always_inline struct fingerprint fingerprint_of(struct flow *flow, __u64 since, bool ipv4)
 {
-	word *words = (word *)flow;
-	__u64 hash = flow_seed;
+	__u32 words[FLOW_WORDS] = {
+		flow->slot,	flow->ports,	flow->local[3], flow->remote[3], since,		  since >> 32,
+		flow->local[0], flow->local[1], flow->local[2], flow->remote[0], flow->remote[1], flow->remote[2],
+	};
+	struct fingerprint fingerprint;
 
 #pragma unroll
-	for (int i = 0; i < sizeof(*flow) / sizeof(word); i++) {
-		hash = (hash ^ words[i]) * 0x9e3779b97f4a7c15;
-		hash ^= hash >> 32;
+	for (int i = 0; i < HASHES; i++) {
+		const volatile __u64 *keys = flow_keys[i] + 2;
+		__u64 sum = flow_keys[i][0];
+
+#pragma unroll
+		for (int j = 0; j < IPV4_WORDS; j += 2)
+			sum += (keys[j] + words[j]) * (keys[j + 1] + words[j + 1]);
+		if (!ipv4) {
+			sum += flow_keys[i][1];
+#pragma unroll
+			for (int j = IPV4_WORDS; j < FLOW_WORDS; j += 2)
+				sum += (keys[j] + words[j]) * (keys[j + 1] + words[j + 1]);
+		}
+		fingerprint.hashes[i] = sum >> 32;
 	}
-	return hash;
+	return fingerprint;
 }
 
 static __always_inline bool same(struct flow *a, struct flow *b)
 {
-	word *left = (word *)a, *right = (word *)b;
+	__u32 difference = a->ports ^ b->ports;
 
-	return left[0] == right[0] && left[1] == right[1] && left[2] == right[2] && left[3] == right[3] &&
-	       left[4] == right[4];
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		difference |= (a->local[i] ^ b->local[i]) | (a->remote[i] ^ b->remote[i]);
+	return !difference;
+}
+
+static __always_inline bool holds(struct bucket *bucket, __u32 way, struct fingerprint *fingerprint)
+{
+	return bucket->hashes[0][way] == fingerprint->hashes[0] && bucket->hashes[1][way] == fingerprint->hashes[1] &&
+	       bucket->hashes[2][way] == fingerprint->hashes[2];
 }
 
 // Returns the way that is a flow's, WAYS for none. Without the lock: while a way
-// changes hands its time is 0.
-static __always_inline __u32 find(struct bucket *bucket, struct flow *flow, __u16 tag)
+// changes hands its state is 0.
+static __always_inline __u32 find(struct bucket *bucket, struct fingerprint *fingerprint)
 {
 #pragma unroll
 	for (__u32 i = 0; i < WAYS; i++) {
-		if (bucket->tags[i] == tag && same(&bucket->ways[i].flow, flow))
+		if (holds(bucket, i, fingerprint))
 			return i;
 	}
 	return WAYS;
 }
 
-static __always_inline void refresh_way(struct bucket *bucket, __u32 i, __u64 now)
+// How long ago, in states, up to AHEAD too much.
+static __always_inline __u32 age_of(__u32 state, __u32 now)
 {
-	if ((__s64)(now - bucket->ways[i].seen.time) > REFRESH_AGE) {
-		bucket->ways[i].seen.time = now;
-		bucket->ticks[i] = now >> TICK_SHIFT;
-	}
+	return now - state + AHEAD;
+}
+
+static __always_inline bool is_live(__u32 state, __u32 now)
+{
+	return state && age_of(state, now) < AHEAD + IN_STATES(FLOW_AGE);
+}
+
+// Writes the state of a flow, unless its way was given away just now.
+static __always_inline void renew(struct bucket *bucket, struct fingerprint *fingerprint, __u32 i, __u32 state)
+{
+	if (i >= WAYS)
+		return;
+	bpf_spin_lock(&bucket->lock);
+	if (holds(bucket, i, fingerprint))
+		bucket->states[i] = state;
+	bpf_spin_unlock(&bucket->lock);
 }
 
 // Remembers a flow in the place of the one that was silent for longest, or where it
-// has been before. Returns whether another CPU did so just now, and of when the flow
-// was whose way it took, in ticks, 0 for none.
-static __always_inline bool remember(struct bucket *bucket, struct flow *flow, __u16 tag, struct seen *entry,
-				     __u64 since, __u32 *evicted)
+// has been before. Returns whether another CPU did so just now, and the state of the
+// flow whose way it took, 0 for none.
+static __always_inline bool remember(struct bucket *bucket, struct fingerprint *fingerprint, __u32 state, __u32 *evicted)
 {
-	__u32 chosen = 0, oldest = 0;
-	bool known;
+	__u32 oldest = 0, before = 0;
+	bool lost = false;
 
 	bpf_spin_lock(&bucket->lock);
-	__u32 i = find(bucket, flow, tag);
-	known = i < WAYS;
-	if (known) {
-		chosen = i;
+	__u32 chosen = find(bucket, fingerprint);
+	barrier_var(chosen);
+	if (chosen < WAYS) {
+		lost = is_live(bucket->states[chosen], state);
 	} else {
-		oldest = bucket->ticks[0];
 #pragma unroll
-		for (i = 1; i < WAYS; i++) {
-			if (bucket->ticks[i] < oldest) {
-				oldest = bucket->ticks[i];
+		for (__u32 i = 0; i < WAYS; i++) {
+			__u32 age = bucket->states[i] ? age_of(bucket->states[i], state) : ~0U;
+
+			if (age >= oldest) {
+				oldest = age;
 				chosen = i;
+				before = bucket->states[i];
 			}
 		}
 	}
 	barrier_var(chosen);
-	chosen &= WAYS - 1;
-	struct way *way = &bucket->ways[chosen];
-	bool lost = known && lives(&way->seen, entry->time, since);
-	if (!lost) {
-		way->seen.time = 0;
+	if (!lost && chosen < WAYS) {
+		bucket->states[chosen] = 0;
 		barrier();
-		bucket->tags[chosen] = tag;
-		way->flow = *flow;
-		way->seen.direction = entry->direction;
-		way->seen.verdict = entry->verdict;
+#pragma unroll
+		for (int i = 0; i < HASHES; i++)
+			bucket->hashes[i][chosen] = fingerprint->hashes[i];
 		barrier();
-		way->seen.time = entry->time;
-		bucket->ticks[chosen] = entry->time >> TICK_SHIFT;
+		bucket->states[chosen] = state;
 	}
 	bpf_spin_unlock(&bucket->lock);
-	*evicted = oldest;
+	*evicted = before;
 	return lost;
 }
 
@@ -581,8 +632,7 @@ static __always_inline void take_socket(struct __sk_buff *skb, __u32 index, stru
 
 	if (!socket || !socket->dst_port)
 		return;
-	known.local_port = bpf_htons(socket->src_port);
-	known.remote_port = socket->dst_port;
+	known.ports = ports_of(bpf_htons(socket->src_port), socket->dst_port);
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		known.local[3] = socket->src_ip4;
 		known.remote[3] = socket->dst_ip4;
@@ -600,20 +650,19 @@ static __always_inline void take_socket(struct __sk_buff *skb, __u32 index, stru
 	if (same(flow, &known))
 		return;
 	struct policy *policy = policy_at(index);
-	if (policy && judge(policy, UDP, EGRESS, known.remote_port) != BLOCKED)
+	if (policy && judge(policy, UDP, EGRESS, known.ports >> 16) != BLOCKED)
 		*flow = known;
 }
 
-static __always_inline void begin_flow(struct bucket *bucket, struct flow *flow, __u16 tag, enum direction direction,
-				       enum verdict verdict, __u64 now, __u64 since, struct counters *row)
+static __always_inline void begin_flow(struct bucket *bucket, struct fingerprint *fingerprint, __u32 state,
+				       enum direction direction, enum verdict verdict, struct counters *row)
 {
-	struct seen entry = {.time = now, .direction = direction, .verdict = verdict};
 	__u32 evicted, zero = 0;
 
-	if (remember(bucket, flow, tag, &entry, since, &evicted))
+	if (remember(bucket, fingerprint, state, &evicted))
 		return;
 	count_connection(row, direction, verdict);
-	if (evicted && (__s32)((__u32)(now >> TICK_SHIFT) - evicted) < FLOW_AGE >> TICK_SHIFT) {
+	if (is_live(evicted, state)) {
 		struct events *mine = bpf_map_lookup_elem(&events, &zero);
 
 		if (mine)
@@ -625,27 +674,27 @@ static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *pack
 				      __u32 slot, __u32 index, struct counters *row)
 {
 	__u64 now = bpf_ktime_get_ns(); // The loader takes the coarse clock where there is one.
-	__u64 since = 0; // of no interest for what is not remembered
-	struct seen *before = NULL;
+	__u64 since = since_of(slot);
+	__u32 state = IN_STATES(now), before = 0;
+	__u32 began = direction == EGRESS ? BEGAN_EGRESS : 0;
 	struct flow flow;
 
 	flow_of(skb, packet, direction, slot, &flow);
 	if (direction == EGRESS)
 		take_socket(skb, index, &flow);
-	__u64 hash = hash_of(&flow);
-	__u32 place = hash & bucket_mask;
-	__u16 tag = hash >> 48;
+	struct fingerprint fingerprint = fingerprint_of(&flow, since, skb->protocol == bpf_htons(ETH_P_IP));
+	__u32 place = fingerprint.hashes[0] & bucket_mask;
 	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place);
 	if (!bucket)
 		return DROP; // The mask names no other.
-	__u32 i = find(bucket, &flow, tag);
-	if (i < WAYS) {
-		before = &bucket->ways[i].seen;
-		since = since_of(slot);
-	}
-	bool live = lives(before, now, since);
-	if (live && before->direction != direction) {
-		refresh_way(bucket, i, now);
+	__u32 i = find(bucket, &fingerprint);
+	barrier_var(i); // or there would be five copies of all that follows
+	if (i < WAYS)
+		before = bucket->states[i];
+	bool live = is_live(before, state), late = age_of(before, state) > AHEAD + IN_STATES(REFRESH_AGE);
+	if (live && (before & BEGAN_EGRESS) != began) {
+		if (late)
+			renew(bucket, &fingerprint, i, state | (before & (BEGAN_EGRESS | BEGAN_WOULD_BLOCK)));
 		return PASS;
 	}
 	struct policy *policy = policy_at(index);
@@ -653,16 +702,17 @@ static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *pack
 		return DROP;
 	enum verdict verdict = judge(policy, UDP, direction, packet->destination);
 	if (verdict == BLOCKED)
-		return drop_udp(&flow, direction, now, since_of(slot), row);
+		return drop_udp(&flow, direction, now, since, row);
+	state |= began | (verdict == WOULD_BLOCK ? BEGAN_WOULD_BLOCK : 0);
 	if (!live) {
-		begin_flow(bucket, &flow, tag, direction, verdict, now, since, row);
+		begin_flow(bucket, &fingerprint, state, direction, verdict, row);
 		return PASS;
 	}
-	if (before->verdict != verdict) { // The rules have changed: it counts again.
-		before->verdict = verdict;
+	bool judged_anew = (state ^ before) & BEGAN_WOULD_BLOCK;
+	if (judged_anew) // The rules have changed: it counts again.
 		count_connection(row, direction, verdict);
-	}
-	refresh_way(bucket, i, now);
+	if (judged_anew || late)
+		renew(bucket, &fingerprint, i, state);
 	return PASS;
 }
 
@@ -761,7 +811,7 @@ static __always_inline bool has_listener(struct bpf_sock_addr *ctx, __u32 *addre
 // Denies at once what the egress program would drop until the connection times out.
 static __always_inline int connecting(struct bpf_sock_addr *ctx, struct attachment *attachment, __u32 *address)
 {
-	if (!attachment->slot || ctx->protocol != IPPROTO_TCP)
+	if (!attachment->slot)
 		return PASS;
 	__u32 slot = attachment->slot - 1;
 	struct policy *policy = policy_at(attachment->policy);
@@ -782,6 +832,8 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx, struct attachme
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {
+	if (ctx->protocol != IPPROTO_TCP)
+		return PASS;
 	__u32 address[4] = {0, 0, bpf_htonl(0xffff), ctx->user_ip4};
 
 	return connecting(ctx, bpf_get_local_storage(&storage_connect4, 0), address);
@@ -790,6 +842,8 @@ int connect4(struct bpf_sock_addr *ctx)
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx)
 {
+	if (ctx->protocol != IPPROTO_TCP)
+		return PASS;
 	__u32 address[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
 
 	return connecting(ctx, bpf_get_local_storage(&storage_connect6, 0), address);

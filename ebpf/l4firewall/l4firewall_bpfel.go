@@ -32,15 +32,8 @@ type l4firewallBucket struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Unused    uint32
-	Ticks     [8]uint32
-	Tags      [8]uint16
-	UnusedToo uint64
-	Ways      [8]struct {
-		_    structs.HostLayout
-		Flow l4firewallFlow
-		Seen l4firewallSeen
-	}
+	States [7]uint32
+	Hashes [3][8]uint32
 }
 
 type l4firewallCounters struct {
@@ -55,12 +48,11 @@ type l4firewallEvents struct {
 }
 
 type l4firewallFlow struct {
-	_          structs.HostLayout
-	Slot       uint32
-	LocalPort  uint16
-	RemotePort uint16
-	Local      [4]uint32
-	Remote     [4]uint32
+	_      structs.HostLayout
+	Slot   uint32
+	Ports  uint32
+	Local  [4]uint32
+	Remote [4]uint32
 }
 
 type l4firewallPod struct {
@@ -105,7 +97,7 @@ const (
 	l4firewallProgEgress         = "egress"
 	l4firewallProgIngress        = "ingress"
 	l4firewallVarBucketMask      = "bucket_mask"
-	l4firewallVarFlowSeed        = "flow_seed"
+	l4firewallVarFlowKeys        = "flow_keys"
 )
 
 // loadL4firewall returns the embedded CollectionSpec for l4firewall.
@@ -178,7 +170,7 @@ type l4firewallMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type l4firewallVariableSpecs struct {
 	BucketMask *ebpf.VariableSpec `ebpf:"bucket_mask"`
-	FlowSeed   *ebpf.VariableSpec `ebpf:"flow_seed"`
+	FlowKeys   *ebpf.VariableSpec `ebpf:"flow_keys"`
 }
 
 // l4firewallObjects contains all objects after they have been loaded into the kernel.
@@ -235,7 +227,7 @@ func (m *l4firewallMaps) Close() error {
 // It can be passed to loadL4firewallObjects or ebpf.CollectionSpec.LoadAndAssign.
 type l4firewallVariables struct {
 	BucketMask *ebpf.Variable `ebpf:"bucket_mask"`
-	FlowSeed   *ebpf.Variable `ebpf:"flow_seed"`
+	FlowKeys   *ebpf.Variable `ebpf:"flow_keys"`
 }
 
 // l4firewallPrograms contains all programs after they have been loaded into the kernel.

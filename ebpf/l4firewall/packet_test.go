@@ -277,7 +277,7 @@ func (b *testbench) load(t testing.TB, p *Policy, buckets uint32) {
 	for name, entries := range map[string]uint32{"flows": buckets, "blocked": 1 << 15, "syns": 1 << 15} {
 		spec.Maps[name].MaxEntries = entries
 	}
-	must(t, setHash(spec, 1))
+	must(t, setHash(spec, drawFlowKeys()))
 	spec.Maps["pods"].MaxEntries, spec.Maps["counters"].MaxEntries, spec.Maps["policies"].MaxEntries = 4, 4, 4
 	loaded, err := ebpf.NewCollection(spec)
 	must(t, err)

@@ -32,15 +32,8 @@ type nextlayoutBucket struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Unused    uint32
-	Ticks     [8]uint32
-	Tags      [8]uint16
-	UnusedToo uint64
-	Ways      [8]struct {
-		_    structs.HostLayout
-		Flow nextlayoutFlow
-		Seen nextlayoutSeen
-	}
+	States [7]uint32
+	Hashes [3][8]uint32
 }
 
 type nextlayoutCounters struct {
@@ -56,12 +49,11 @@ type nextlayoutEvents struct {
 }
 
 type nextlayoutFlow struct {
-	_          structs.HostLayout
-	Slot       uint32
-	LocalPort  uint16
-	RemotePort uint16
-	Local      [4]uint32
-	Remote     [4]uint32
+	_      structs.HostLayout
+	Slot   uint32
+	Ports  uint32
+	Local  [4]uint32
+	Remote [4]uint32
 }
 
 type nextlayoutPod struct {
@@ -107,7 +99,7 @@ const (
 	nextlayoutProgEgress         = "egress"
 	nextlayoutProgIngress        = "ingress"
 	nextlayoutVarBucketMask      = "bucket_mask"
-	nextlayoutVarFlowSeed        = "flow_seed"
+	nextlayoutVarFlowKeys        = "flow_keys"
 )
 
 // loadNextlayout returns the embedded CollectionSpec for nextlayout.
@@ -180,7 +172,7 @@ type nextlayoutMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type nextlayoutVariableSpecs struct {
 	BucketMask *ebpf.VariableSpec `ebpf:"bucket_mask"`
-	FlowSeed   *ebpf.VariableSpec `ebpf:"flow_seed"`
+	FlowKeys   *ebpf.VariableSpec `ebpf:"flow_keys"`
 }
 
 // nextlayoutObjects contains all objects after they have been loaded into the kernel.
@@ -237,7 +229,7 @@ func (m *nextlayoutMaps) Close() error {
 // It can be passed to loadNextlayoutObjects or ebpf.CollectionSpec.LoadAndAssign.
 type nextlayoutVariables struct {
 	BucketMask *ebpf.Variable `ebpf:"bucket_mask"`
-	FlowSeed   *ebpf.Variable `ebpf:"flow_seed"`
+	FlowKeys   *ebpf.Variable `ebpf:"flow_keys"`
 }
 
 // nextlayoutPrograms contains all programs after they have been loaded into the kernel.
