@@ -49,7 +49,8 @@ func (w *world) startTraffic(p *pod) *traffic {
 	_, err := f.server.Listen("udp", p.at(80))
 	must(w.t, err)
 	must(w.t, f.client.StartLoop("sends", sandbox.Loop{Network: "udp", Remote: p.at(80), Size: 64, Timeout: patience, Every: time.Millisecond}))
-	must(w.t, f.client.StartLoop("asks", sandbox.Loop{Network: "tcp", Remote: p.at(80), Size: 64, Timeout: patience}))
+	// Often enough to meet every gap, and not all that the CPU can do.
+	must(w.t, f.client.StartLoop("asks", sandbox.Loop{Network: "tcp", Remote: p.at(80), Size: 64, Timeout: patience, Every: time.Millisecond}))
 	// Slow enough that a minute's connections leave ports for the next.
 	must(w.t, f.client.StartLoop("connects", sandbox.Loop{Network: "tcp", Remote: p.at(80), Size: 64, Fresh: true, Timeout: patience, Every: 4 * time.Millisecond}))
 	must(w.t, f.client.StartLoop("probes", sandbox.Loop{Network: "tcp", Remote: f.denied, Size: 1, Fresh: true, Timeout: 100 * time.Millisecond}))
