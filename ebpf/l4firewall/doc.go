@@ -7,8 +7,10 @@
 //
 // One set of programs serves all pods of the node (l4firewall.bpf.c): cgroup_skb
 // ingress and egress see every packet of a pod's sockets, as whole datagrams;
-// cgroup/connect4 and connect6 deny TCP connections at once. They are attached to
-// the pod's cgroup, and so hold for all its containers. Each attachment has a
+// cgroup/connect4 and connect6 deny TCP connections at once; sendmsg4 and sendmsg6
+// remember where a pod on the host's network sends UDP before addresses are translated,
+// so that the reply passes. They are attached to the pod's cgroup, and so hold for all
+// its containers; the latter four only where the policy needs them. Each attachment has a
 // storage of its own, {slot + 1, policy}, by which a program knows whose packet it
 // sees: it looks nothing up to find that out.
 //

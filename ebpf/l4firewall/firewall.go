@@ -73,7 +73,7 @@ type Firewall struct {
 	mu       sync.Mutex
 	dir      string
 	slots    uint32
-	programs [hooks]*ebpf.Program // of connect nil where the kernel has no such hook
+	programs [hooks]*ebpf.Program // of connect and sendmsg nil where the kernel has no such hook
 	storages [hooks]*ebpf.Map
 	pods     *ebpf.Map
 	others   map[string]*ebpf.Map // those that only the programs use
@@ -245,7 +245,7 @@ func (f *Firewall) copyPods(to *ebpf.Map) error {
 	return nil
 }
 
-// load loads the programs; those of connect only where the kernel can.
+// load loads the programs; those of connect and sendmsg only where the kernel can.
 func (f *Firewall) load(spec *ebpf.CollectionSpec) error {
 	maps := map[string]*ebpf.Map{
 		"policies": f.policies.outer, "pods": f.pods, "counters": f.counters.own(),
@@ -262,11 +262,16 @@ func (f *Firewall) load(spec *ebpf.CollectionSpec) error {
 		return err
 	}
 	f.programs = loaded
-	connect, err := loadPrograms(spec, maps, connect4, connect6)
-	if err == nil {
-		f.programs[connect4], f.programs[connect6] = connect[connect4], connect[connect6]
+	for _, family := range [][]hook{{connect4, connect6}, {sendmsg4, sendmsg6}} {
+		loaded, err := loadPrograms(spec, maps, family...)
+		if err != nil {
+			continue // All came with the same kernels: ProbeConnectDenied tells why.
+		}
+		for _, h := range family {
+			f.programs[h] = loaded[h]
+		}
 	}
-	return nil // ProbeConnectDenied tells why the connect programs are not there.
+	return nil
 }
 
 // loadPrograms loads some of the programs, on the maps of these names, or on new

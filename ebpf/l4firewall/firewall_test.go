@@ -69,6 +69,7 @@ type pair struct {
 	inside, beyond *sandbox.Peer
 	slot           uint32
 	port           uint16
+	host           bool // Its target is said to be on the host's network.
 }
 
 func newPair(t *testing.T, n *sandbox.Node, f *Firewall, slot uint32, p *Policy) *pair {
@@ -80,7 +81,7 @@ func newPair(t *testing.T, n *sandbox.Node, f *Firewall, slot uint32, p *Policy)
 }
 
 func (x *pair) target(p *Policy) Target {
-	return Target{UID: x.pod.UID(), Slot: x.slot, Cgroup: x.pod.Cgroup(), Own: x.pod.Addresses(), Policy: p}
+	return Target{UID: x.pod.UID(), Slot: x.slot, Cgroup: x.pod.Cgroup(), Own: x.pod.Addresses(), HostNetwork: x.host, Policy: p}
 }
 
 func (x *pair) set(p *Policy) {

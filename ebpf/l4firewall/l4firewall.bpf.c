@@ -5,8 +5,8 @@
 //
 // Lets the traffic of pods pass, or not, by protocol and destination port.
 //
-// Hooks:   cgroup_skb ingress and egress, cgroup/connect4 and connect6, of a
-//          pod's cgroup: one set of programs for all pods
+// Hooks:   cgroup_skb ingress and egress, cgroup/connect4 and connect6, sendmsg4
+//          and sendmsg6, of a pod's cgroup: one set of programs for all pods
 // Pod:     {slot + 1, policy} in the cgroup storage of each attachment
 // Rules:   policy -> two bits for each protocol, direction and port
 // Counts:  pod slot -> connections and packets, per CPU, read at scrape
@@ -68,6 +68,7 @@ struct policy {
 };
 
 #define ASK_LISTENERS 1
+#define HOST_NETWORK 2
 
 struct pod {
 	__u64 since; // when it was attached: what is remembered from before is another pod's
@@ -157,6 +158,8 @@ STORAGE(storage_ingress);
 STORAGE(storage_egress);
 STORAGE(storage_connect4);
 STORAGE(storage_connect6);
+STORAGE(storage_sendmsg4);
+STORAGE(storage_sendmsg6);
 
 struct inner {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -670,6 +673,33 @@ static __always_inline void begin_flow(struct bucket *bucket, struct fingerprint
 	}
 }
 
+// Whether a packet that comes in is the reply to what an unconnected socket has asked
+// for: sending() remembers such flows without a local address. Only where addresses are
+// translated in the pod's own network namespace is that another flow than the packet's.
+static __always_inline bool was_asked_for(struct flow *flow, __u64 since, __u32 state, bool ipv4)
+{
+	__u32 slot = flow->slot;
+	struct pod *pod = bpf_map_lookup_elem(&pods, &slot);
+
+	if (!pod || !(pod->flags & HOST_NETWORK))
+		return false;
+	struct flow asked = {.slot = slot, .ports = flow->ports, .local[2] = ipv4 ? bpf_htonl(0xffff) : 0};
+	__builtin_memcpy(asked.remote, flow->remote, sizeof(asked.remote));
+	struct fingerprint fingerprint = fingerprint_of(&asked, since, ipv4);
+	__u32 place = fingerprint.hashes[0] & bucket_mask;
+	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place);
+	if (!bucket)
+		return false;
+	__u32 i = find(bucket, &fingerprint);
+	barrier_var(i);
+	__u32 before = i < WAYS ? bucket->states[i] : 0;
+	if (!is_live(before, state))
+		return false;
+	if (age_of(before, state) > AHEAD + IN_STATES(REFRESH_AGE))
+		renew(bucket, &fingerprint, i, state | BEGAN_EGRESS);
+	return true;
+}
+
 static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *packet, enum direction direction,
 				      __u32 slot, __u32 index, struct counters *row)
 {
@@ -677,12 +707,13 @@ static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *pack
 	__u64 since = since_of(slot);
 	__u32 state = IN_STATES(now), before = 0;
 	__u32 began = direction == EGRESS ? BEGAN_EGRESS : 0;
+	bool ipv4 = skb->protocol == bpf_htons(ETH_P_IP);
 	struct flow flow;
 
 	flow_of(skb, packet, direction, slot, &flow);
 	if (direction == EGRESS)
 		take_socket(skb, index, &flow);
-	struct fingerprint fingerprint = fingerprint_of(&flow, since, skb->protocol == bpf_htons(ETH_P_IP));
+	struct fingerprint fingerprint = fingerprint_of(&flow, since, ipv4);
 	__u32 place = fingerprint.hashes[0] & bucket_mask;
 	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place);
 	if (!bucket)
@@ -701,6 +732,9 @@ static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *pack
 	if (!policy)
 		return DROP;
 	enum verdict verdict = judge(policy, UDP, direction, packet->destination);
+	if (direction == INGRESS && (verdict == BLOCKED || (verdict == WOULD_BLOCK && !live)) &&
+	    was_asked_for(&flow, since, state, ipv4))
+		return PASS;
 	if (verdict == BLOCKED)
 		return drop_udp(&flow, direction, now, since, row);
 	state |= began | (verdict == WOULD_BLOCK ? BEGAN_WOULD_BLOCK : 0);
@@ -847,4 +881,59 @@ int connect6(struct bpf_sock_addr *ctx)
 	__u32 address[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
 
 	return connecting(ctx, bpf_get_local_storage(&storage_connect6, 0), address);
+}
+
+// Remembers where an unconnected socket sends, before addresses are translated: that is
+// where the reply comes from. The local address is not known yet. What may not be sent
+// there opens no way back from it, and what may come in anyway needs none. The egress
+// program judges and counts the packet.
+static __always_inline int sending(struct bpf_sock_addr *ctx, struct attachment *attachment, __u32 *address, bool ipv4)
+{
+	struct bpf_sock *socket = ctx->sk;
+
+	if (!attachment->slot || !socket)
+		return PASS;
+	__u32 slot = attachment->slot - 1;
+	struct policy *policy = policy_at(attachment->policy);
+	__u16 local = bpf_htons(socket->src_port), remote = ctx->user_port;
+	if (!policy || judge(policy, UDP, INGRESS, local) == ALLOWED || judge(policy, UDP, EGRESS, remote) == BLOCKED)
+		return PASS;
+
+	struct flow flow = {.slot = slot, .ports = ports_of(local, remote), .local[2] = ipv4 ? bpf_htonl(0xffff) : 0};
+	__builtin_memcpy(flow.remote, address, sizeof(flow.remote));
+	struct fingerprint fingerprint = fingerprint_of(&flow, since_of(slot), ipv4);
+	__u32 place = fingerprint.hashes[0] & bucket_mask;
+	__u32 state = IN_STATES(bpf_ktime_get_ns()) | BEGAN_EGRESS;
+	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place);
+	if (!bucket)
+		return PASS;
+	__u32 i = find(bucket, &fingerprint);
+	barrier_var(i);
+	__u32 before = i < WAYS ? bucket->states[i] : 0;
+	if (!is_live(before, state))
+		begin_flow(bucket, &fingerprint, state, EGRESS, ALLOWED, NULL);
+	else if (age_of(before, state) > AHEAD + IN_STATES(REFRESH_AGE))
+		renew(bucket, &fingerprint, i, state);
+	return PASS;
+}
+
+// Of an IPv6 socket, too, where it sends to an IPv4 address.
+SEC("cgroup/sendmsg4")
+int sendmsg4(struct bpf_sock_addr *ctx)
+{
+	if (ctx->protocol != IPPROTO_UDP)
+		return PASS;
+	__u32 address[4] = {0, 0, bpf_htonl(0xffff), ctx->user_ip4};
+
+	return sending(ctx, bpf_get_local_storage(&storage_sendmsg4, 0), address, true);
+}
+
+SEC("cgroup/sendmsg6")
+int sendmsg6(struct bpf_sock_addr *ctx)
+{
+	if (ctx->protocol != IPPROTO_UDP)
+		return PASS;
+	__u32 address[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]};
+
+	return sending(ctx, bpf_get_local_storage(&storage_sendmsg6, 0), address, false);
 }

@@ -91,11 +91,15 @@ const (
 	l4firewallMapStorageConnect6 = "storage_connect6"
 	l4firewallMapStorageEgress   = "storage_egress"
 	l4firewallMapStorageIngress  = "storage_ingress"
+	l4firewallMapStorageSendmsg4 = "storage_sendmsg4"
+	l4firewallMapStorageSendmsg6 = "storage_sendmsg6"
 	l4firewallMapSyns            = "syns"
 	l4firewallProgConnect4       = "connect4"
 	l4firewallProgConnect6       = "connect6"
 	l4firewallProgEgress         = "egress"
 	l4firewallProgIngress        = "ingress"
+	l4firewallProgSendmsg4       = "sendmsg4"
+	l4firewallProgSendmsg6       = "sendmsg6"
 	l4firewallVarBucketMask      = "bucket_mask"
 	l4firewallVarFlowKeys        = "flow_keys"
 )
@@ -146,6 +150,8 @@ type l4firewallProgramSpecs struct {
 	Connect6 *ebpf.ProgramSpec `ebpf:"connect6"`
 	Egress   *ebpf.ProgramSpec `ebpf:"egress"`
 	Ingress  *ebpf.ProgramSpec `ebpf:"ingress"`
+	Sendmsg4 *ebpf.ProgramSpec `ebpf:"sendmsg4"`
+	Sendmsg6 *ebpf.ProgramSpec `ebpf:"sendmsg6"`
 }
 
 // l4firewallMapSpecs contains maps before they are loaded into the kernel.
@@ -162,6 +168,8 @@ type l4firewallMapSpecs struct {
 	StorageConnect6 *ebpf.MapSpec `ebpf:"storage_connect6"`
 	StorageEgress   *ebpf.MapSpec `ebpf:"storage_egress"`
 	StorageIngress  *ebpf.MapSpec `ebpf:"storage_ingress"`
+	StorageSendmsg4 *ebpf.MapSpec `ebpf:"storage_sendmsg4"`
+	StorageSendmsg6 *ebpf.MapSpec `ebpf:"storage_sendmsg6"`
 	Syns            *ebpf.MapSpec `ebpf:"syns"`
 }
 
@@ -203,6 +211,8 @@ type l4firewallMaps struct {
 	StorageConnect6 *ebpf.Map `ebpf:"storage_connect6"`
 	StorageEgress   *ebpf.Map `ebpf:"storage_egress"`
 	StorageIngress  *ebpf.Map `ebpf:"storage_ingress"`
+	StorageSendmsg4 *ebpf.Map `ebpf:"storage_sendmsg4"`
+	StorageSendmsg6 *ebpf.Map `ebpf:"storage_sendmsg6"`
 	Syns            *ebpf.Map `ebpf:"syns"`
 }
 
@@ -218,6 +228,8 @@ func (m *l4firewallMaps) Close() error {
 		m.StorageConnect6,
 		m.StorageEgress,
 		m.StorageIngress,
+		m.StorageSendmsg4,
+		m.StorageSendmsg6,
 		m.Syns,
 	)
 }
@@ -238,6 +250,8 @@ type l4firewallPrograms struct {
 	Connect6 *ebpf.Program `ebpf:"connect6"`
 	Egress   *ebpf.Program `ebpf:"egress"`
 	Ingress  *ebpf.Program `ebpf:"ingress"`
+	Sendmsg4 *ebpf.Program `ebpf:"sendmsg4"`
+	Sendmsg6 *ebpf.Program `ebpf:"sendmsg6"`
 }
 
 func (p *l4firewallPrograms) Close() error {
@@ -246,6 +260,8 @@ func (p *l4firewallPrograms) Close() error {
 		p.Connect6,
 		p.Egress,
 		p.Ingress,
+		p.Sendmsg4,
+		p.Sendmsg6,
 	)
 }
 

@@ -30,14 +30,17 @@ const (
 	egress
 	connect4
 	connect6
+	sendmsg4
+	sendmsg6
 	hooks
 )
 
 // hookNames are those of the programs, and in the names of pins.
-var hookNames = [hooks]string{"ingress", "egress", "connect4", "connect6"}
+var hookNames = [hooks]string{"ingress", "egress", "connect4", "connect6", "sendmsg4", "sendmsg6"}
 
 var hookTypes = [hooks]ebpf.AttachType{
 	ebpf.AttachCGroupInetIngress, ebpf.AttachCGroupInetEgress, ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupInet6Connect,
+	ebpf.AttachCGroupUDP4Sendmsg, ebpf.AttachCGroupUDP6Sendmsg,
 }
 
 // Below Options.Dir, all in a folder of their own:

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -15,8 +16,11 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// askListeners is a flag of the C struct pod.
-const askListeners = 1
+// Flags of the C struct pod.
+const (
+	askListeners = 1 << iota
+	hostNetwork
+)
 
 // attachment is a pod's links.
 type attachment struct {
@@ -24,6 +28,7 @@ type attachment struct {
 	slot     uint32
 	cgroup   uint64 // id, 0: gone
 	path     string // of the cgroup, "" until this agent has attached it
+	host     bool   // on the host's network, as far as this agent knows
 	links    [hooks]link.Link
 	policies [hooks]uint32 // index in the storage of each link, 0: none
 }
@@ -59,6 +64,12 @@ func (f *Firewall) adoptLinks() error {
 		if !ok {
 			continue
 		}
+		if pin.hook >= sendmsg4 && !slices.Contains(list, linkPin{pin.uid, pin.slot, ingress}.String()) {
+			if err := f.removeStray(pin); err != nil {
+				return err
+			}
+			continue
+		}
 		l, err := link.LoadPinnedLink(filepath.Join(dir, name), nil)
 		if err != nil {
 			return fmt.Errorf("opening link %s: %w", name, err)
@@ -74,6 +85,35 @@ func (f *Firewall) adoptLinks() error {
 		}
 	}
 	return f.dropDetached()
+}
+
+// removeStray removes a link of sendmsg whose pod has none for what comes in: it is left
+// by a build that did not know the hook and let go of the pod, or by an agent that was
+// killed while it did.
+func (f *Firewall) removeStray(pin linkPin) error {
+	path := filepath.Join(f.dir, podsFolder, pin.String())
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return fmt.Errorf("opening link %s: %w", pin, err)
+	}
+	info, err := l.Info()
+	if err = errors.Join(err, l.Close()); err != nil {
+		return fmt.Errorf("asking link %s for its cgroup: %w", pin, err)
+	}
+	if err := f.clear(pin.hook, info.Cgroup().CgroupId); err != nil {
+		return err
+	}
+	return removeLink(path)
+}
+
+// clear makes a program pass everything in a cgroup that is still there. Storages outlive
+// links, and must not hold for the next attachment.
+func (f *Firewall) clear(h hook, cgroup uint64) error {
+	err := f.storages[h].Put(storageKey(h, cgroup), l4firewallAttachment{})
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("clearing %s: %w", hookNames[h], err)
+	}
+	return nil
 }
 
 // dropDetached lets go of single links that an agent detached before it was
@@ -212,7 +252,7 @@ func (f *Firewall) attach(t Target) error {
 	if err := f.setPod(t, false); err != nil {
 		return err
 	}
-	a.path = t.Cgroup
+	a.path, a.host = t.Cgroup, t.HostNetwork
 	return f.flip(a, t.Policy, path)
 }
 
@@ -234,7 +274,7 @@ func (f *Firewall) attachNew(t Target, id uint64, path string) error {
 	if err := f.counters.zero(t.Slot); err != nil {
 		return err
 	}
-	a := &attachment{uid: t.UID, slot: t.Slot, cgroup: id, path: t.Cgroup}
+	a := &attachment{uid: t.UID, slot: t.Slot, cgroup: id, path: t.Cgroup, host: t.HostNetwork}
 	if err := f.flip(a, t.Policy, path); err != nil {
 		return errors.Join(err, f.detach(a))
 	}
@@ -291,6 +331,9 @@ func (f *Firewall) since(slot uint32, now bool) (uint64, error) {
 // podOf returns a target's addresses as the programs want them.
 func podOf(t Target) (pod l4firewallPod) {
 	own := t.Own
+	if t.HostNetwork {
+		pod.Flags |= hostNetwork
+	}
 	if t.HostNetwork || len(own) == 0 || len(own) > len(pod.Own) {
 		pod.Flags |= askListeners
 	}
@@ -305,9 +348,9 @@ func podOf(t Target) (pod l4firewallPod) {
 }
 
 // flip changes a pod's links to a policy that was placed. Those that are missing
-// are made in the cgroup, where one is given by its path; a policy that blocks no
-// connection needs none of connect. A link is pinned last: a pin tells that its
-// policy was set once.
+// are made in the cgroup, where one is given by its path, and those of sendmsg go when
+// they are not wanted any more. A link is pinned last: a pin tells that its policy was
+// set once.
 func (f *Firewall) flip(a *attachment, p *Policy, cgroup string) (err error) {
 	made, err := f.addLinks(a, p, cgroup)
 	defer func() {
@@ -335,14 +378,46 @@ func (f *Firewall) flip(a *attachment, p *Policy, cgroup string) (err error) {
 			return fmt.Errorf("pinning %s: %w", hookNames[h], err)
 		}
 	}
+	if cgroup == "" {
+		return nil // It is not known yet what the pod needs.
+	}
+	return f.dropUnwanted(a, p)
+}
+
+// dropUnwanted lets go of the links that would remember flows for nothing.
+func (f *Firewall) dropUnwanted(a *attachment, p *Policy) error {
+	for _, h := range []hook{sendmsg4, sendmsg6} {
+		if a.links[h] == nil || a.wants(h, p) {
+			continue
+		}
+		if err := f.clear(h, a.cgroup); err != nil {
+			return err
+		}
+		if err := f.drop(a, h); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// wants tells whether a pod with a policy needs a hook: one that blocks no connection
+// needs none of connect; one that lets all of UDP come in, or whose addresses nobody
+// translates, none of sendmsg.
+func (a *attachment) wants(h hook, p *Policy) bool {
+	switch h {
+	case connect4, connect6:
+		return p.blocksConnections()
+	case sendmsg4, sendmsg6:
+		return a.host && p.judgesReplies()
+	default:
+		return true
+	}
 }
 
 // addLinks attaches what a policy needs and a pod lacks.
 func (f *Firewall) addLinks(a *attachment, p *Policy, cgroup string) (made []hook, err error) {
 	for h := range hooks {
-		wanted := h <= egress || p.blocksConnections()
-		if a.links[h] != nil || !wanted || f.programs[h] == nil || cgroup == "" {
+		if a.links[h] != nil || !a.wants(h, p) || f.programs[h] == nil || cgroup == "" {
 			continue
 		}
 		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Program: f.programs[h], Attach: hookTypes[h]})
@@ -359,8 +434,8 @@ func (f *Firewall) addLinks(a *attachment, p *Policy, cgroup string) (made []hoo
 // policy costs one wait for running programs (from Linux 6.1 on all together
 // one), and each pod some microseconds. The errors of single pods are joined; all
 // others are changed. A pod that only an earlier agent attached gets no links that
-// it lacks: where its new policy denies connections, the egress program drops them
-// until the pod is attached again.
+// it lacks, and keeps those that it has: where its new policy denies connections, the
+// egress program drops them until the pod is attached again.
 func (f *Firewall) SetPolicies(policies map[types.UID]*Policy) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -430,15 +505,14 @@ func (f *Firewall) Detach(uid types.UID) error {
 	return nil
 }
 
-// detach can be done again whenever it was interrupted: the pins go last. The
-// storages outlive the links, and must not hold for the next attachment.
+// detach can be done again whenever it was interrupted: the pins go last.
 func (f *Firewall) detach(a *attachment) error {
 	for h, l := range a.links {
 		if l == nil {
 			continue
 		}
-		if err := f.storages[h].Put(storageKey(hook(h), a.cgroup), l4firewallAttachment{}); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("clearing %s: %w", hookNames[h], err)
+		if err := f.clear(hook(h), a.cgroup); err != nil {
+			return err
 		}
 		f.policies.refer(a.policies[h], 0)
 		a.policies[h] = 0

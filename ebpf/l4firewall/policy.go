@@ -180,6 +180,13 @@ func (p *Policy) each(do func(Protocol, Direction, *[modes]portSet)) {
 // blocksConnections tells whether connect(2) can be denied.
 func (p *Policy) blocksConnections() bool { return !p.ports[TCP][Egress][enforced].full() }
 
+// judgesReplies tells whether a UDP packet that comes in can be blocked, or counted as
+// if it were.
+func (p *Policy) judgesReplies() bool {
+	sets := &p.ports[UDP][Ingress]
+	return !sets[enforced].full() || !sets[audited].full()
+}
+
 // allows tells whether nothing is blocked in the direction.
 func (p *Policy) allows(direction Direction) bool {
 	return p.ports[TCP][direction][enforced].full() && p.ports[UDP][direction][enforced].full()

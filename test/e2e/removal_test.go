@@ -239,6 +239,7 @@ func readDescriptor(path string, all objects) error {
 var attachTypes = map[string]ebpf.AttachType{
 	"ingress": ebpf.AttachCGroupInetIngress, "egress": ebpf.AttachCGroupInetEgress,
 	"connect4": ebpf.AttachCGroupInet4Connect, "connect6": ebpf.AttachCGroupInet6Connect,
+	"sendmsg4": ebpf.AttachCGroupUDP4Sendmsg, "sendmsg6": ebpf.AttachCGroupUDP6Sendmsg,
 }
 
 // attachments are the programs at all cgroups of a node, but for those of its runtime.

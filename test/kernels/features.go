@@ -76,7 +76,7 @@ var groups = []struct {
 	{kernelfeature.L4Firewall, append(verdicts(),
 		feature{name: "Verdicts, parser and reference agree (`BPF_PROG_TEST_RUN`)", tests: firewall("TestParserAgainstReference", "TestLoopbackDevicePasses")},
 		feature{name: "Fragments, IPv6 extension headers, ICMP", tests: firewall("TestFragments", "TestExtensionHeaders", "TestEchoPasses")},
-		feature{name: "Loopback, other pods, hostNetwork", tests: firewall("TestLoopback", "TestOtherPods", "TestHostNetwork")},
+		feature{name: "Loopback, other pods, hostNetwork", tests: firewall("TestLoopback", "TestOtherPods", "TestHostNetwork", "TestRepliesToAnotherAddress")},
 		feature{name: "Change of rules: established connections and replies live on", tests: firewall("TestHotChange")},
 		feature{name: "200 changes of policy under traffic: no gap, no leak", tests: firewall("TestChangesWithoutGap")},
 		feature{name: "Upgrade with another layout, and the way back", tests: firewall("TestLayoutChange")},

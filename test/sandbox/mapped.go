@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mappedSuffix ends the names of networks in which an IPv6 socket connects to an
-// IPv4-mapped address. Go itself would make an IPv4 socket.
+// mappedSuffix ends the names of networks in which an IPv6 socket talks to an
+// IPv4-mapped address. Go itself would connect an IPv4 socket.
 const mappedSuffix = "4in6"
 
 func dialMapped(network, remote string, timeout time.Duration) (net.Conn, error) {

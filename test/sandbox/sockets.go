@@ -159,19 +159,8 @@ type conversation struct {
 func open(r request, connected bool) (*conversation, error) {
 	network, multipath := strings.CutPrefix(r.Network, "mp")
 	datagrams := strings.HasPrefix(network, "udp")
-	if datagrams && !connected && !strings.HasSuffix(network, mappedSuffix) {
-		remote, err := net.ResolveUDPAddr(network, r.Remote)
-		if err != nil {
-			return nil, err
-		}
-		if network == "udp" && remote.IP.To4() != nil {
-			network = "udp4" // else the socket would be IPv6 and the address mapped
-		}
-		packet, err := net.ListenPacket(network, r.Local)
-		if err != nil {
-			return nil, err
-		}
-		return &conversation{packet: packet, remote: remote, datagrams: true}, nil
+	if datagrams && !connected {
+		return openUnconnected(r, network)
 	}
 	if _, mapped := strings.CutSuffix(network, mappedSuffix); mapped {
 		conn, err := dialMapped(network, r.Remote, r.Timeout)
@@ -186,6 +175,23 @@ func open(r request, connected bool) (*conversation, error) {
 		return nil, err
 	}
 	return &conversation{stream: conn, datagrams: datagrams}, nil
+}
+
+func openUnconnected(r request, network string) (*conversation, error) {
+	network, mapped := strings.CutSuffix(network, mappedSuffix)
+	remote, err := net.ResolveUDPAddr(network, r.Remote)
+	if err != nil {
+		return nil, err
+	}
+	// Without a local address the socket would be IPv6, and the remote one mapped.
+	if !mapped && network == "udp" && remote.IP.To4() != nil {
+		network = "udp4"
+	}
+	packet, err := net.ListenPacket(network, r.Local)
+	if err != nil {
+		return nil, err
+	}
+	return &conversation{packet: packet, remote: remote, datagrams: true}, nil
 }
 
 func dialerOf(r request, network string, multipath bool) (*net.Dialer, error) {

@@ -93,11 +93,15 @@ const (
 	nextlayoutMapStorageConnect6 = "storage_connect6"
 	nextlayoutMapStorageEgress   = "storage_egress"
 	nextlayoutMapStorageIngress  = "storage_ingress"
+	nextlayoutMapStorageSendmsg4 = "storage_sendmsg4"
+	nextlayoutMapStorageSendmsg6 = "storage_sendmsg6"
 	nextlayoutMapSyns            = "syns"
 	nextlayoutProgConnect4       = "connect4"
 	nextlayoutProgConnect6       = "connect6"
 	nextlayoutProgEgress         = "egress"
 	nextlayoutProgIngress        = "ingress"
+	nextlayoutProgSendmsg4       = "sendmsg4"
+	nextlayoutProgSendmsg6       = "sendmsg6"
 	nextlayoutVarBucketMask      = "bucket_mask"
 	nextlayoutVarFlowKeys        = "flow_keys"
 )
@@ -148,6 +152,8 @@ type nextlayoutProgramSpecs struct {
 	Connect6 *ebpf.ProgramSpec `ebpf:"connect6"`
 	Egress   *ebpf.ProgramSpec `ebpf:"egress"`
 	Ingress  *ebpf.ProgramSpec `ebpf:"ingress"`
+	Sendmsg4 *ebpf.ProgramSpec `ebpf:"sendmsg4"`
+	Sendmsg6 *ebpf.ProgramSpec `ebpf:"sendmsg6"`
 }
 
 // nextlayoutMapSpecs contains maps before they are loaded into the kernel.
@@ -164,6 +170,8 @@ type nextlayoutMapSpecs struct {
 	StorageConnect6 *ebpf.MapSpec `ebpf:"storage_connect6"`
 	StorageEgress   *ebpf.MapSpec `ebpf:"storage_egress"`
 	StorageIngress  *ebpf.MapSpec `ebpf:"storage_ingress"`
+	StorageSendmsg4 *ebpf.MapSpec `ebpf:"storage_sendmsg4"`
+	StorageSendmsg6 *ebpf.MapSpec `ebpf:"storage_sendmsg6"`
 	Syns            *ebpf.MapSpec `ebpf:"syns"`
 }
 
@@ -205,6 +213,8 @@ type nextlayoutMaps struct {
 	StorageConnect6 *ebpf.Map `ebpf:"storage_connect6"`
 	StorageEgress   *ebpf.Map `ebpf:"storage_egress"`
 	StorageIngress  *ebpf.Map `ebpf:"storage_ingress"`
+	StorageSendmsg4 *ebpf.Map `ebpf:"storage_sendmsg4"`
+	StorageSendmsg6 *ebpf.Map `ebpf:"storage_sendmsg6"`
 	Syns            *ebpf.Map `ebpf:"syns"`
 }
 
@@ -220,6 +230,8 @@ func (m *nextlayoutMaps) Close() error {
 		m.StorageConnect6,
 		m.StorageEgress,
 		m.StorageIngress,
+		m.StorageSendmsg4,
+		m.StorageSendmsg6,
 		m.Syns,
 	)
 }
@@ -240,6 +252,8 @@ type nextlayoutPrograms struct {
 	Connect6 *ebpf.Program `ebpf:"connect6"`
 	Egress   *ebpf.Program `ebpf:"egress"`
 	Ingress  *ebpf.Program `ebpf:"ingress"`
+	Sendmsg4 *ebpf.Program `ebpf:"sendmsg4"`
+	Sendmsg6 *ebpf.Program `ebpf:"sendmsg6"`
 }
 
 func (p *nextlayoutPrograms) Close() error {
@@ -248,6 +262,8 @@ func (p *nextlayoutPrograms) Close() error {
 		p.Connect6,
 		p.Egress,
 		p.Ingress,
+		p.Sendmsg4,
+		p.Sendmsg6,
 	)
 }
 
