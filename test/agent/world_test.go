@@ -387,6 +387,9 @@ func (w *world) pinned() *remains {
 			return nil
 		}
 		l, err := link.LoadPinnedLink(path, nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // It went meanwhile.
+		}
 		if err != nil {
 			return fmt.Errorf("%s is nothing that we know: %w", path, err)
 		}
