@@ -11,16 +11,16 @@ import (
 
 // The benchmarks of the eBPF programs stand next to the programs.
 func (o *options) ebpfSuites() []suite {
-	rounds := 30
+	rounds, trafficRounds := 30, 100 // the ratios of 30 differ by 0.01
 	memory := suite{folder: "test/agent", names: "^BenchmarkMemory$", whole: true}
 	if o.short {
-		rounds = 3
+		rounds, trafficRounds = 3, 3
 		memory.names += "/^250$"
 	}
 	return []suite{
 		memory,
 		{folder: "ebpf/syscallcount", names: "^Benchmark(Call|Watch|Read)$"},
-		{folder: "ebpf/l4firewall", names: "^BenchmarkTraffic$", times: rounds},
+		{folder: "ebpf/l4firewall", names: "^BenchmarkTraffic$", times: trafficRounds},
 		{folder: "ebpf/l4firewall", names: "^Benchmark(Attach|SetPolicies|Read)$", times: rounds},
 	}
 }
