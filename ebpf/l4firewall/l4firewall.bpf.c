@@ -561,6 +561,14 @@ static __always_inline __u32 find(struct bucket *bucket, struct fingerprint *fin
 	return WAYS;
 }
 
+// The place of a flow; NULL for none, which the mask rules out.
+static __always_inline struct bucket *bucket_of(struct fingerprint *fingerprint)
+{
+	__u32 place = fingerprint->hashes[0] & bucket_mask;
+
+	return bpf_map_lookup_elem(&flows, &place);
+}
+
 // How long ago, in states, up to AHEAD too much.
 static __always_inline __u32 age_of(__u32 state, __u32 now)
 {
@@ -570,6 +578,12 @@ static __always_inline __u32 age_of(__u32 state, __u32 now)
 static __always_inline bool is_live(__u32 state, __u32 now)
 {
 	return state && age_of(state, now) < AHEAD + IN_STATES(FLOW_AGE);
+}
+
+// Whether a state is to be written again.
+static __always_inline bool is_late(__u32 state, __u32 now)
+{
+	return age_of(state, now) > AHEAD + IN_STATES(REFRESH_AGE);
 }
 
 // Writes the state of a flow, unless its way was given away just now.
@@ -686,8 +700,7 @@ static __always_inline bool was_asked_for(struct flow *flow, __u64 since, __u32 
 	struct flow asked = {.slot = slot, .ports = flow->ports, .local[2] = ipv4 ? bpf_htonl(0xffff) : 0};
 	__builtin_memcpy(asked.remote, flow->remote, sizeof(asked.remote));
 	struct fingerprint fingerprint = fingerprint_of(&asked, since, ipv4);
-	__u32 place = fingerprint.hashes[0] & bucket_mask;
-	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place);
+	struct bucket *bucket = bucket_of(&fingerprint);
 	if (!bucket)
 		return false;
 	__u32 i = find(bucket, &fingerprint);
@@ -695,7 +708,7 @@ static __always_inline bool was_asked_for(struct flow *flow, __u64 since, __u32 
 	__u32 before = i < WAYS ? bucket->states[i] : 0;
 	if (!is_live(before, state))
 		return false;
-	if (age_of(before, state) > AHEAD + IN_STATES(REFRESH_AGE))
+	if (is_late(before, state))
 		renew(bucket, &fingerprint, i, state | BEGAN_EGRESS);
 	return true;
 }
@@ -714,15 +727,14 @@ static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *pack
 	if (direction == EGRESS)
 		take_socket(skb, index, &flow);
 	struct fingerprint fingerprint = fingerprint_of(&flow, since, ipv4);
-	__u32 place = fingerprint.hashes[0] & bucket_mask;
-	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place);
+	struct bucket *bucket = bucket_of(&fingerprint);
 	if (!bucket)
-		return DROP; // The mask names no other.
+		return DROP;
 	__u32 i = find(bucket, &fingerprint);
-	barrier_var(i); // or there would be five copies of all that follows
+	barrier_var(i); // or there would be a copy for each way of all that follows
 	if (i < WAYS)
 		before = bucket->states[i];
-	bool live = is_live(before, state), late = age_of(before, state) > AHEAD + IN_STATES(REFRESH_AGE);
+	bool live = is_live(before, state), late = is_late(before, state);
 	if (live && (before & BEGAN_EGRESS) != began) {
 		if (late)
 			renew(bucket, &fingerprint, i, state | (before & (BEGAN_EGRESS | BEGAN_WOULD_BLOCK)));
@@ -902,9 +914,8 @@ static __always_inline int sending(struct bpf_sock_addr *ctx, struct attachment 
 	struct flow flow = {.slot = slot, .ports = ports_of(local, remote), .local[2] = ipv4 ? bpf_htonl(0xffff) : 0};
 	__builtin_memcpy(flow.remote, address, sizeof(flow.remote));
 	struct fingerprint fingerprint = fingerprint_of(&flow, since_of(slot), ipv4);
-	__u32 place = fingerprint.hashes[0] & bucket_mask;
 	__u32 state = IN_STATES(bpf_ktime_get_ns()) | BEGAN_EGRESS;
-	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place);
+	struct bucket *bucket = bucket_of(&fingerprint);
 	if (!bucket)
 		return PASS;
 	__u32 i = find(bucket, &fingerprint);
@@ -912,7 +923,7 @@ static __always_inline int sending(struct bpf_sock_addr *ctx, struct attachment 
 	__u32 before = i < WAYS ? bucket->states[i] : 0;
 	if (!is_live(before, state))
 		begin_flow(bucket, &fingerprint, state, EGRESS, ALLOWED, NULL);
-	else if (age_of(before, state) > AHEAD + IN_STATES(REFRESH_AGE))
+	else if (is_late(before, state))
 		renew(bucket, &fingerprint, i, state);
 	return PASS;
 }

@@ -691,7 +691,7 @@ func TestFlowTable(t *testing.T) {
 	if got := send(100); got != 0 {
 		t.Errorf("after 100 flows %d are evicted", got)
 	}
-	// The mean of all keys is 11.
+	// The mean of all keys is 1.
 	if got := send(size); got > size/20 {
 		t.Errorf("after %d flows %d are evicted", size, got)
 	}
