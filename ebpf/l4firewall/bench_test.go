@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -256,9 +257,11 @@ func (x *benchPair) do(b *testing.B, operation string, n int) {
 func BenchmarkTraffic(b *testing.B) {
 	x := newBenchPair(b)
 	took := map[string][]float64{} // by operation and filter, one for each round
-	for round := 0; b.Loop(); round++ {
-		for i := range filters { // Each comes after each other as often.
-			f := filters[(i+round)%len(filters)]
+	order := rand.New(rand.NewPCG(1, 1))
+	for b.Loop() {
+		// In any order: the first one after another kind of filter pays for the change.
+		for _, i := range order.Perm(len(filters)) {
+			f := filters[i]
 			remove := f.setUp(b, x)
 			for _, o := range operations {
 				name := o.name + "/" + f.name
