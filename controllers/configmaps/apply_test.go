@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -42,7 +43,7 @@ func TestNew(t *testing.T) {
 	}
 }
 
-func TestPatch(t *testing.T) {
+func TestPatchOf(t *testing.T) {
 	const (
 		data     = `{"data":{"$patch":"replace","k":"v"},"metadata":{`
 		labels   = `"labels":{"podconfig.example.com/generated-by-pcmc":"meta","podconfig.example.com/pod-uid":"pod-uid"},`
@@ -69,7 +70,7 @@ func TestPatch(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := compiled(v1alpha1.PodConfigMapConfigSpec{})
-			got, err := patch(observed.NewPod(examplePod()), &step{
+			got, err := patchOf(observed.NewPod(examplePod()), &step{
 				config: config, current: existing(t, config, tc.change), data: map[string]string{"k": "v"},
 			})
 			if err != nil {
@@ -86,7 +87,7 @@ func TestPatch(t *testing.T) {
 // could be created must be possible to update.
 func TestPatchDoesNotEscape(t *testing.T) {
 	s := &step{name: "x", config: &Config{Name: "meta"}, current: observed.NewConfigMap(&corev1.ConfigMap{}), data: map[string]string{"k": "<&>"}}
-	body, err := patch(observed.NewPod(examplePod()), s)
+	body, err := patchOf(observed.NewPod(examplePod()), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,6 +119,63 @@ func (m *meeting) Delete(context.Context, string, metav1.DeleteOptions) error {
 	m.together.Done()
 	m.together.Wait()
 	return m.failure
+}
+
+// recorder is a client that notes the calls which update.
+type recorder struct {
+	corev1client.ConfigMapInterface
+	put     *corev1.ConfigMap
+	patched []byte
+	failure error
+}
+
+func (r *recorder) ConfigMaps(string) corev1client.ConfigMapInterface { return r }
+
+func (r *recorder) Update(_ context.Context, cm *corev1.ConfigMap, _ metav1.UpdateOptions) (*corev1.ConfigMap, error) {
+	r.put = cm
+	return cm, r.failure
+}
+
+func (r *recorder) Patch(_ context.Context, _ string, _ types.PatchType, body []byte, _ metav1.PatchOptions, _ ...string) (*corev1.ConfigMap, error) {
+	r.patched = body
+	return r.put, r.failure
+}
+
+// TestUpdate: what holds nothing of others' is put whole, in the place of what was
+// planned for; everything else is patched.
+func TestUpdate(t *testing.T) {
+	pod, config := observed.NewPod(examplePod()), compiled(v1alpha1.PodConfigMapConfigSpec{})
+	factory := telemetry.NewFactory(prometheus.NewRegistry())
+	metrics := NewMetrics(factory, telemetry.NewReconciliation(factory))
+	for name, tc := range map[string]struct {
+		change func(*corev1.ConfigMap)
+		put    bool
+	}{
+		"only ours":     {nil, true},
+		"a label lacks": {func(cm *corev1.ConfigMap) { delete(cm.Labels, v1alpha1.LabelPodUID) }, true},
+		"an annotation": {func(cm *corev1.ConfigMap) { cm.Annotations = map[string]string{"theirs": "x"} }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// The answer's content is the store's matter.
+			r := &recorder{failure: errors.New("refused")}
+			a := &applier{client: r, configMaps: unstarted(t), metrics: metrics}
+			s := &step{verb: update, config: config, name: "a", current: existing(t, config, tc.change), data: map[string]string{"k": "v"}}
+			if err := a.carryOut(t.Context(), pod, s); !errors.Is(err, r.failure) || !strings.Contains(err.Error(), `updating ConfigMap "a" for pod "web-0"`) {
+				t.Errorf("it fails with: %v", err)
+			}
+			if put := r.put != nil; put != tc.put || put == (r.patched != nil) {
+				t.Fatalf("put %t, patched %t, want it put: %t", put, r.patched != nil, tc.put)
+			}
+			if !tc.put {
+				return
+			}
+			want := newConfigMap(pod, s)
+			want.UID, want.ResourceVersion = "cm-uid", "7"
+			if !equality.Semantic.DeepEqual(r.put, want) {
+				t.Errorf("put %v, want %v", r.put, want)
+			}
+		})
+	}
 }
 
 // unstarted returns ConfigMaps of which only what is written here is known.
@@ -166,10 +224,11 @@ func TestCarryOutAll(t *testing.T) {
 func TestPanickingCall(t *testing.T) {
 	config := compiled(v1alpha1.PodConfigMapConfigSpec{})
 	a := &applier{client: &meeting{}}
+	theirs := func(cm *corev1.ConfigMap) { cm.Finalizers = []string{"theirs"} }
 	defer func() {
 		if p := fmt.Sprint(recover()); !strings.HasPrefix(p, "no such thing\n") || !strings.Contains(p, "Patch") {
 			t.Errorf("it panics with %s, want what the call panicked with, and where", p)
 		}
 	}()
-	a.carryOutAll(t.Context(), observed.NewPod(examplePod()), []step{{verb: update, config: config, name: "a", current: existing(t, config, nil), data: map[string]string{"k": "v"}}})
+	a.carryOutAll(t.Context(), observed.NewPod(examplePod()), []step{{verb: update, config: config, name: "a", current: existing(t, config, theirs), data: map[string]string{"k": "v"}}})
 }

@@ -59,6 +59,9 @@ type ConfigMap struct {
 	Immutable     bool
 	Deleting      bool
 	WrittenByUs   bool // our field manager stands in its managed fields
+	// Plain tells that its metadata hold nothing beyond what the operator writes, so
+	// that an update of the whole takes nothing away.
+	Plain bool
 }
 
 // NewConfigMap copies what the operator reads of a ConfigMap.
@@ -81,6 +84,7 @@ func describe(cm *corev1.ConfigMap) *ConfigMap {
 		HasBinaryData:   len(cm.BinaryData) > 0,
 		Immutable:       cm.Immutable != nil && *cm.Immutable,
 		Deleting:        cm.DeletionTimestamp != nil,
+		Plain:           isPlain(&cm.ObjectMeta),
 	}
 	for i := range cm.OwnerReferences {
 		if ref := &cm.OwnerReferences[i]; ref.Kind == "Pod" && ref.APIVersion == "v1" {
@@ -92,6 +96,19 @@ func describe(cm *corev1.ConfigMap) *ConfigMap {
 		c.WrittenByUs = c.WrittenByUs || cm.ManagedFields[i].Manager == FieldManager
 	}
 	return c
+}
+
+func isPlain(m *metav1.ObjectMeta) bool {
+	if len(m.Annotations) > 0 || len(m.Finalizers) > 0 || m.GenerateName != "" || len(m.OwnerReferences) != 1 {
+		return false
+	}
+	for key := range m.Labels {
+		if key != v1alpha1.LabelGeneratedBy && key != v1alpha1.LabelPodUID {
+			return false
+		}
+	}
+	ref := &m.OwnerReferences[0]
+	return ref.APIVersion == "v1" && ref.Kind == "Pod" && ref.Controller != nil && *ref.Controller && ref.BlockOwnerDeletion == nil
 }
 
 // settle takes the strings out of the original: those that are as they were are

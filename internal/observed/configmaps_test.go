@@ -37,6 +37,42 @@ func changed(change func(*corev1.ConfigMap)) *ConfigMap {
 	return NewConfigMap(cm)
 }
 
+// TestPlain: only metadata with nothing of others' may be written anew as a whole.
+func TestPlain(t *testing.T) {
+	yes, no := true, false
+	ours := metav1.OwnerReference{APIVersion: "v1", Kind: "Pod", Name: "web", UID: "pod-uid", Controller: &yes}
+	for name, tc := range map[string]struct {
+		change func(*corev1.ConfigMap)
+		plain  bool
+	}{
+		"as created":               {func(*corev1.ConfigMap) {}, true},
+		"managed fields":           {func(cm *corev1.ConfigMap) { cm.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "kubectl"}} }, true},
+		"binary data":              {func(cm *corev1.ConfigMap) { cm.BinaryData = map[string][]byte{"b": nil} }, true},
+		"a label of ours lacks":    {func(cm *corev1.ConfigMap) { delete(cm.Labels, v1alpha1.LabelPodUID) }, true},
+		"no annotations":           {func(cm *corev1.ConfigMap) { cm.Annotations = map[string]string{} }, true},
+		"a foreign label":          {func(cm *corev1.ConfigMap) { cm.Labels["theirs"] = "x" }, false},
+		"a foreign label instead":  {func(cm *corev1.ConfigMap) { delete(cm.Labels, v1alpha1.LabelPodUID); cm.Labels["theirs"] = "x" }, false},
+		"an annotation":            {func(cm *corev1.ConfigMap) { cm.Annotations = map[string]string{"theirs": ""} }, false},
+		"a finalizer":              {func(cm *corev1.ConfigMap) { cm.Finalizers = []string{"theirs"} }, false},
+		"a generated name":         {func(cm *corev1.ConfigMap) { cm.GenerateName = "c" }, false},
+		"no owner":                 {func(cm *corev1.ConfigMap) { cm.OwnerReferences = nil }, false},
+		"a second owner":           {func(cm *corev1.ConfigMap) { cm.OwnerReferences = append(cm.OwnerReferences, ours) }, false},
+		"an owner of another kind": {func(cm *corev1.ConfigMap) { cm.OwnerReferences[0].Kind = "Node" }, false},
+		"not its controller":       {func(cm *corev1.ConfigMap) { cm.OwnerReferences[0].Controller = &no }, false},
+		"an owner that it blocks":  {func(cm *corev1.ConfigMap) { cm.OwnerReferences[0].BlockOwnerDeletion = &no }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := changed(func(cm *corev1.ConfigMap) {
+				cm.OwnerReferences = []metav1.OwnerReference{ours}
+				tc.change(cm)
+			})
+			if got.Plain != tc.plain {
+				t.Errorf("plain: %t, want %t", got.Plain, tc.plain)
+			}
+		})
+	}
+}
+
 func TestNewConfigMap(t *testing.T) {
 	c := NewConfigMap(exampleConfigMap())
 	got := fmt.Sprintln(c.Key(), c.Owner(), c.UID, c.ResourceVersion, c.Config.Value(), c.PodUID, c.OwnerUID,

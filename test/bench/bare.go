@@ -82,10 +82,6 @@ type bare struct {
 	made    []*corev1.ConfigMap // as the API server answered last
 	choice  map[operation]pass
 	speeds  map[operation][]speed // with the choice
-	// patch is the fastest way to update among those that are open to the
-	// operator, which keeps no whole objects that it could put.
-	patch       pass
-	patchSpeeds []speed
 }
 
 // pass is one way to make the calls of an operation.
@@ -94,8 +90,6 @@ type pass struct {
 	how      string
 	parallel int
 }
-
-func (p pass) isPatch() bool { return p.how == byJSONPatch || p.how == byStrategicPatch }
 
 func (p pass) String() string { return fmt.Sprintf("%s, %d at a time", p.how, p.parallel) }
 
@@ -128,7 +122,7 @@ func (b *bench) configMaps(variant int) ([]*corev1.ConfigMap, error) {
 // choose tries every way and parallelism, and remembers the fastest of each
 // operation.
 func (r *bare) choose(ctx context.Context) error {
-	best, bestPatch := map[operation]float64{}, 0.0
+	best := map[operation]float64{}
 	for _, parallel := range parallelisms {
 		for _, p := range []pass{
 			{creation, "create", parallel}, {updating, byUpdate, parallel}, {updating, byJSONPatch, parallel},
@@ -140,9 +134,6 @@ func (r *bare) choose(ctx context.Context) error {
 			}
 			if s.rate > best[p.operation] {
 				best[p.operation], r.choice[p.operation] = s.rate, p
-			}
-			if p.isPatch() && s.rate > bestPatch {
-				bestPatch, r.patch = s.rate, p
 			}
 		}
 	}
@@ -157,13 +148,6 @@ func (r *bare) round(ctx context.Context) error {
 			return err
 		}
 		r.speeds[o] = append(r.speeds[o], s)
-		if o != updating {
-			continue
-		}
-		if s, err = r.time(ctx, r.patch); err != nil {
-			return err
-		}
-		r.patchSpeeds = append(r.patchSpeeds, s)
 	}
 	return nil
 }
@@ -238,7 +222,7 @@ func (r *bare) put(ctx context.Context, i int, cm *corev1.ConfigMap) (err error)
 }
 
 // patchWith prepares patches to the variant, each conditioned on the UID and the
-// resource version, as the operator's are.
+// resource version, as all that the operator writes is.
 func (r *bare) patchWith(kind types.PatchType, body func(made, wanted *corev1.ConfigMap) any) (func(ctx context.Context, i int) error, error) {
 	all, err := r.configMaps(r.variant)
 	if err != nil {

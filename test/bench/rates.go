@@ -150,10 +150,6 @@ func (b *bench) reportRates(limits *bare, all map[operation][]converged) {
 		if o == creation {
 			b.table.compare("ConfigMaps created, from the operator's first write", best[o].warm, "1/s", limit.rate, "")
 		}
-		if o == updating {
-			b.table.compare(fmt.Sprintf("ConfigMaps updated, beside the same kind of call (limit: bare %s)", limits.patch),
-				best[o].rate, "1/s", slices.MaxFunc(limits.patchSpeeds, slower).rate, ">= 0.8")
-		}
 		b.table.compare(fmt.Sprintf("CPU for each ConfigMap, with the API server's and etcd's (%s; limit: with a bare client)", o),
 			micro(best[o].all), "µs", micro(limit.all), "<= 1.25")
 		b.table.compare(fmt.Sprintf("CPU for each ConfigMap, of the operator alone (%s; limit: of a bare client)", o),

@@ -179,7 +179,7 @@ func TestHotLabel(t *testing.T) {
 	s.expect("pod-web-from-n-cfg", pod, s.data(pod, "n", last))
 	writes := map[string]int{}
 	for _, c := range s.calls(t, began) {
-		if c.is("patch", "configmaps") {
+		if c.is("update", "configmaps") {
 			writes[c.ObjectRef.Name]++
 		}
 	}

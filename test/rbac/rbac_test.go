@@ -496,6 +496,11 @@ func exercise(t *testing.T, c client.Client, namespace string) {
 	await(t, "the label's value is there", func() bool {
 		return c.Get(t.Context(), client.ObjectKeyFromObject(got), got) == nil && got.Data["label_colour"] == "red"
 	})
+	// What others have hung something on is patched.
+	must(c.Patch(t.Context(), got, client.RawPatch("application/merge-patch+json", []byte(`{"data":{"label_colour":"blue"},"metadata":{"annotations":{"theirs":"x"}}}`))))
+	await(t, "the label's value is there again", func() bool {
+		return c.Get(t.Context(), client.ObjectKeyFromObject(got), got) == nil && got.Data["label_colour"] == "red" && got.Annotations["theirs"] == "x"
+	})
 	must(c.Delete(t.Context(), leaver))
 	await(t, "what a pod left is swept", func() bool {
 		got := configMap("leaver")
