@@ -5,6 +5,7 @@ package controlplane
 import (
 	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 )
@@ -51,5 +52,18 @@ func (p *process) ended() bool {
 		return true
 	default:
 		return false
+	}
+}
+
+func TestEnviron(t *testing.T) {
+	for name, tc := range map[string]struct{ own, want []string }{
+		"ours":   {[]string{"HOME=/", "GOGCX=1"}, []string{"HOME=/", "GOGCX=1", "GOGC=400"}},
+		"theirs": {[]string{"GOGC=100", "HOME=/"}, []string{"GOGC=100", "HOME=/"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := environ(tc.own); !slices.Equal(got, tc.want) {
+				t.Errorf("got %v, want %v", got, tc.want)
+			}
+		})
 	}
 }
