@@ -115,8 +115,20 @@ func writeKubeconfig(path, server string, ca []byte, token string) error {
 	return nil
 }
 
-// given are the ports that this process has been told of: none is told twice.
-var given sync.Map
+// claims are those of the ports that this process has been told of, kept until it ends.
+var claims sync.Map
+
+// claim tells whether no process has been told of a port that lives, this one neither:
+// tests of several packages look for ports at the same time. It is a socket of the
+// kernel's own names (unix(7), abstract), which goes with its process.
+func claim(port int) bool {
+	l, err := net.Listen("unix", fmt.Sprintf("@podconfigmap-controller/port/%d", port))
+	if err != nil {
+		return false
+	}
+	claims.Store(port, l) // or it would be closed as garbage
+	return true
+}
 
 // freePorts returns n loopback ports that nothing listens on. They are below
 // the range that the kernel gives to outgoing connections (32768 and up): a
@@ -136,7 +148,7 @@ func freePorts(n int) ([]int, error) {
 		if err := l.Close(); err != nil {
 			return nil, err
 		}
-		if _, twice := given.LoadOrStore(port, true); !twice {
+		if claim(port) {
 			ports = append(ports, port)
 		}
 	}

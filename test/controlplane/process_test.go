@@ -3,6 +3,8 @@
 package controlplane
 
 import (
+	"fmt"
+	"net"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -65,5 +67,32 @@ func TestEnviron(t *testing.T) {
 				t.Errorf("got %v, want %v", got, tc.want)
 			}
 		})
+	}
+}
+
+// No port is given twice, also to other processes, and claims outlive garbage collection.
+func TestClaim(t *testing.T) {
+	ports, err := freePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		runtime.GC()
+	}
+	if claim(ports[0]) {
+		t.Errorf("port %d can be claimed again", ports[0])
+	}
+	l, err := net.Listen("unix", fmt.Sprintf("@podconfigmap-controller/port/%d", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if claim(1) {
+		t.Error("a port that another has claimed can be claimed")
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !claim(1) {
+		t.Error("a port that nobody claims any more cannot be claimed")
 	}
 }
