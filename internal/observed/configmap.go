@@ -99,7 +99,7 @@ func describe(cm *corev1.ConfigMap) *ConfigMap {
 }
 
 func isPlain(m *metav1.ObjectMeta) bool {
-	if len(m.Annotations) > 0 || len(m.Finalizers) > 0 || m.GenerateName != "" || len(m.OwnerReferences) != 1 {
+	if len(m.Annotations) > 0 || len(m.Finalizers) > 0 || m.GenerateName != "" {
 		return false
 	}
 	for key := range m.Labels {
@@ -107,7 +107,11 @@ func isPlain(m *metav1.ObjectMeta) bool {
 			return false
 		}
 	}
-	ref := &m.OwnerReferences[0]
+	return len(m.OwnerReferences) == 1 && isPlainOwner(&m.OwnerReferences[0])
+}
+
+// isPlainOwner tells whether an owner reference is as the operator writes it.
+func isPlainOwner(ref *metav1.OwnerReference) bool {
 	return ref.APIVersion == "v1" && ref.Kind == "Pod" && ref.Controller != nil && *ref.Controller && ref.BlockOwnerDeletion == nil
 }
 
