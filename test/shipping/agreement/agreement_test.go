@@ -96,7 +96,7 @@ func TestDifferencesAreSeen(t *testing.T) {
 		"capabilities":     {`"drop":["ALL"]`, `"drop":[]`},
 		"pod's security":   {`"runAsNonRoot":true`, `"runAsNonRoot":false`},
 		"image":            {`podconfigmap-controller:v`, `podconfigmap-controller:w`},
-		"verb":             {`"verbs":["create","delete","get","list","patch","watch"]`, `"verbs":["create","delete","get","list","patch"]`},
+		"verb":             {`"verbs":["create","delete","get","list","patch","update","watch"]`, `"verbs":["create","delete","get","list","patch"]`},
 		"resource":         {`"resources":["leases"]`, `"resources":["secrets"]`},
 		"a binding":        {`"kind":"RoleBinding"`, `"kind":"ConfigMap"`},
 		"account":          {`"serviceAccountName":"podconfigmap-controller-controller-manager"`, `"serviceAccountName":"default"`},
