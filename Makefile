@@ -87,7 +87,8 @@ clean: ## Remove what was built here (the control plane's programs stay in your 
 .PHONY: test
 test: controlplane ## Run all tests, on a real control plane.
 	@rm -f build/faults.txt
-	PACKAGES="$(PACKAGES)" CACHEABLE="$(cacheable_packages)" hack/test.sh $(GOTESTSUM) $(filter-out -count=1,$(GOTEST_FLAGS)) $(TEST_FLAGS)
+	COMMAND="$(GOTESTSUM)" PACKAGES="$(PACKAGES)" CACHEABLE="$(cacheable_packages)" \
+		hack/test.sh $(filter-out -count=1,$(GOTEST_FLAGS)) $(TEST_FLAGS)
 	@if [ -f build/faults.txt ]; then echo; echo "Measured by test/faults:"; cat build/faults.txt; fi
 
 .PHONY: race

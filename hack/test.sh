@@ -4,7 +4,7 @@
 # Runs tests: those of packages that run nothing but themselves take what has not changed
 # from go's cache, all others run. Each of the two has a summary.
 #
-# Usage: PACKAGES=… CACHEABLE=… hack/test.sh COMMAND [FLAGS OF GO TEST]
+# Usage: COMMAND=… PACKAGES=… CACHEABLE=… hack/test.sh [FLAGS OF GO TEST]
 set -euo pipefail
 
 # shellcheck disable=SC2086 # lists of packages
@@ -13,16 +13,16 @@ set -euo pipefail
 	cacheable=$(go list $CACHEABLE)
 }
 failed=0
-# run MATCH COMMAND...: with the packages that grep finds so among the cacheable ones.
+# run MATCH FLAG...: the packages that grep finds so among the cacheable ones.
 run() {
 	local packages
-	packages=$(grep "$1" "$cacheable" <<<"$all" || true)
+	packages=$(grep "$1" "$cacheable" <<<"$all") || [ $? -eq 1 ] # none
 	shift
 	if [ -n "$packages" ]; then
-		# shellcheck disable=SC2086 # a list of packages
-		"$@" $packages || failed=1
+		# shellcheck disable=SC2086 # lists of words
+		$COMMAND "$@" $packages || failed=1
 	fi
 }
 run -xF "$@"
-run -vxF "$@" -count=1
+run -vxF -count=1 "$@"
 exit "$failed"
