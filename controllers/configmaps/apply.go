@@ -37,23 +37,30 @@ const callsAtOnce = 4
 // call that panics does so here, where the controller outlives it.
 func (a *applier) carryOutAll(ctx context.Context, pod *observed.Pod, steps []step) []error {
 	errs, panics := make([]error, len(steps)), make([]any, len(steps))
-	var calls errgroup.Group
-	calls.SetLimit(callsAtOnce)
+	call := func(i int) {
+		defer func() {
+			if p := recover(); p != nil {
+				panics[i] = fmt.Sprintf("%v\n%s", p, debug.Stack())
+			}
+		}()
+		errs[i] = a.carryOut(ctx, pod, &steps[i])
+	}
+	var others errgroup.Group
+	others.SetLimit(callsAtOnce - 1)
+	last := -1 // of those so far that are to be made
 	for i := range steps {
 		if steps[i].verb == keep {
 			continue
 		}
-		calls.Go(func() error {
-			defer func() {
-				if p := recover(); p != nil {
-					panics[i] = fmt.Sprintf("%v\n%s", p, debug.Stack())
-				}
-			}()
-			errs[i] = a.carryOut(ctx, pod, &steps[i])
-			return errs[i]
-		})
+		if before := last; before >= 0 {
+			others.Go(func() error { call(before); return nil })
+		}
+		last = i
 	}
-	_ = calls.Wait() // the first of errs
+	if last >= 0 {
+		call(last) // Here: this goroutine's stack has grown for calls before.
+	}
+	_ = others.Wait() // None returns an error.
 	for _, p := range panics {
 		if p != nil {
 			panic(p)
