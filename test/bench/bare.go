@@ -34,6 +34,7 @@ var operations = []operation{creation, updating, deletion}
 // speed is how fast an operation went, of all ConfigMaps.
 type speed struct {
 	rate float64       // per second
+	warm float64       // the operator's from its first write; bare calls have no other
 	cpu  time.Duration // of the process that made the calls, for each
 	all  time.Duration // of the API server and etcd, too, for each
 }

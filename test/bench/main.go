@@ -59,7 +59,7 @@ type options struct {
 	only             []string
 	environ          map[string]string // of the operator, on top of the shipped settings
 
-	rounds  int           // of rates; the best counts
+	rounds  int           // of rates; the median counts
 	samples int           // of a label change
 	steady  time.Duration // the window in which API calls are counted
 	resync  time.Duration // while they are
@@ -99,7 +99,7 @@ func parse(args []string) (*options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.pods, "pods", 5000, "number of pods")
 	flags.IntVar(&o.namespaces, "namespaces", 10, "number of namespaces that they are spread over, with two configs each")
-	flags.IntVar(&o.rounds, "rounds", 3, "how often limits and rates are measured; the best counts")
+	flags.IntVar(&o.rounds, "rounds", 5, "how often limits and rates are measured; the median counts")
 	flags.StringVar(&o.out, "out", filepath.Join("build", "bench", "configmaps.json"), "file for the results as JSON")
 	flags.StringVar(&o.profile, "profile", "", "measure nothing: run the operator in this process and write its CPU and memory profiles to this folder")
 	flags.StringVar(&o.ebpfOut, "ebpf-out", filepath.Join("build", "bench", "ebpf.json"), "file for the results of ebpf as JSON")
