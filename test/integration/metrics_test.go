@@ -95,10 +95,14 @@ func TestMetrics(t *testing.T) {
 	want := map[string]float64{"queue_depth{queue_name=pod}": 0, "queue_depth{queue_name=pcmc}": 0}
 	s.expectMetrics("before any work", want)
 
-	s.pod("a", map[string]string{"app": "web"})
-	s.pod("b", map[string]string{"app": "web"})
-	s.pod("c", map[string]string{"app": "web", "zone": "z"})
 	s.config("m", spec{PodSelector: selecting("app", "web"), LabelsToInclude: []v1alpha1.MetadataKey{"tier"}})
+	s.pod("a", nil)
+	s.pod("b", nil)
+	s.pod("c", map[string]string{"zone": "z"})
+	// The watch of pods brings this after all else about them: they are as they stay.
+	for _, pod := range []string{"a", "b", "c"} {
+		s.label(pod, "app", "web")
+	}
 	maps.Copy(want, map[string]float64{
 		"configmap_operations_total{" + ns + ",operation=create,result=success}": 3,
 		"reconciliation_duration_seconds{" + ns + ",resource_type=pod}":          many,
