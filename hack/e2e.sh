@@ -22,12 +22,14 @@ cannot() {
 	esac
 }
 
-interrupted= running=
+interrupted= running= untold=
 # What runs is told in any case, also where only this script is, and cleans up.
 interrupt() {
 	interrupted=yes
 	if [ -n "$running" ]; then
 		kill -TERM "$running" 2>/dev/null || : # it may have ended
+	else
+		untold=yes
 	fi
 }
 trap interrupt HUP INT TERM
@@ -36,6 +38,10 @@ make_target() {
 	local code
 	${MAKE:-make} --no-print-directory "$1" &
 	running=$!
+	# A signal may have come before its process was known.
+	if [ -n "$untold" ]; then
+		kill -TERM "$running" 2>/dev/null || :
+	fi
 	while :; do
 		code=0
 		wait "$running" || code=$?
