@@ -123,11 +123,15 @@ func newStores(ctx context.Context, mgr ctrl.Manager, s *settings.Settings) (*ob
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("making the client of the core API: %w", err)
 	}
-	pods, err := observed.NewPods(core.RESTClient(), s.WatchNamespaces, s.ResyncPeriod)
+	reader, err := observed.NewClient(mgr.GetConfig(), mgr.GetHTTPClient())
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	configMaps, err := observed.NewConfigMaps(core.RESTClient(), s.WatchNamespaces)
+	pods, err := observed.NewPods(reader, s.WatchNamespaces, s.ResyncPeriod)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	configMaps, err := observed.NewConfigMaps(reader, s.WatchNamespaces)
 	if err != nil {
 		return nil, nil, nil, err
 	}

@@ -12,6 +12,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
@@ -164,6 +166,12 @@ func (c *ConfigMap) Owner() types.NamespacedName {
 func (c *ConfigMap) Ours() bool {
 	return c.OwnerUID != "" && (c.Config.Value() != "" || c.PodUID != "" || c.WrittenByUs)
 }
+
+// GetObjectKind is part of runtime.Object, which informers ask for; it tells nothing.
+func (c *ConfigMap) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+// DeepCopyObject is part of runtime.Object. What is immutable is its own copy.
+func (c *ConfigMap) DeepCopyObject() runtime.Object { return c }
 
 // GetObjectMeta lets informers find the object's key; it allocates.
 func (c *ConfigMap) GetObjectMeta() metav1.Object {

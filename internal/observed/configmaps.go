@@ -46,7 +46,8 @@ func NewConfigMaps(client rest.Interface, namespaces []string) (*ConfigMaps, err
 	c := &ConfigMaps{writes: map[types.NamespacedName][]ownWrite{}, now: time.Now}
 	var err error
 	c.store, err = newStore[ConfigMap](client, source{
-		resource: "configmaps", selector: v1alpha1.LabelGeneratedBy, example: &corev1.ConfigMap{}, compact: c.compact,
+		resource: "configmaps", selector: v1alpha1.LabelGeneratedBy,
+		fresh: func() object { return &corev1.ConfigMap{} }, fields: configMapFields, compact: c.compact,
 		indexers: cache.Indexers{ownerIndex: byOwner},
 	}, namespaces, 0)
 	return c, err

@@ -12,6 +12,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -148,6 +150,12 @@ func (p *Pod) Same(other *Pod) bool {
 	a.ResourceVersion, b.ResourceVersion = "", ""
 	return reflect.DeepEqual(a, b)
 }
+
+// GetObjectKind is part of runtime.Object, which informers ask for; it tells nothing.
+func (p *Pod) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+// DeepCopyObject is part of runtime.Object. What is immutable is its own copy.
+func (p *Pod) DeepCopyObject() runtime.Object { return p }
 
 // GetObjectMeta lets informers find the object's key; it allocates.
 func (p *Pod) GetObjectMeta() metav1.Object {

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -21,6 +20,7 @@ import (
 // is watched. It is a manager's Runnable that every replica runs, so that a
 // standby takes over with warm caches.
 type store[T any] struct {
+	source source
 	// informers by namespace; the key is "" where all are watched.
 	informers map[string]cache.SharedIndexInformer
 }
@@ -34,7 +34,7 @@ func NewPods(client rest.Interface, namespaces []string, resync time.Duration) (
 	p := &Pods{}
 	var err error
 	p.store, err = newStore[Pod](client, source{
-		resource: "pods", example: &corev1.Pod{}, compact: p.compact,
+		resource: "pods", fresh: func() object { return &corev1.Pod{} }, fields: podFields, compact: p.compact,
 		indexers: cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc},
 	}, namespaces, resync)
 	return p, err
@@ -56,23 +56,13 @@ func (p *Pods) InNamespace(namespace string) []*Pod {
 	return p.indexed(namespace, cache.NamespaceIndex, namespace)
 }
 
-type source struct {
-	resource, selector string
-	example            runtime.Object
-	compact            cache.TransformFunc
-	indexers           cache.Indexers
-}
-
 func newStore[T any](client rest.Interface, s source, namespaces []string, resync time.Duration) (*store[T], error) {
 	if len(namespaces) == 0 {
 		namespaces = []string{metav1.NamespaceAll}
 	}
-	store := &store[T]{informers: map[string]cache.SharedIndexInformer{}}
+	store := &store[T]{source: s, informers: map[string]cache.SharedIndexInformer{}}
 	for _, namespace := range namespaces {
-		listWatch := cache.NewFilteredListWatchFromClient(client, s.resource, namespace,
-			func(o *metav1.ListOptions) { o.LabelSelector = s.selector })
-		informer := cache.NewSharedIndexInformerWithOptions(
-			cache.ToListWatcherWithWatchListSemantics(listWatch, client), s.example,
+		informer := cache.NewSharedIndexInformerWithOptions(s.listWatch(client, namespace), s.fresh(),
 			cache.SharedIndexInformerOptions{ResyncPeriod: resync, Indexers: s.indexers})
 		if err := informer.SetTransform(s.compact); err != nil {
 			return nil, fmt.Errorf("setting the transform of %s: %w", s.resource, err)

@@ -45,6 +45,7 @@ func TestPatientWatches(t *testing.T) {
 		"a watch that is answered":        {watch, broken{}, 1, http.StatusOK, 0, 0},
 		"a watch without an answer":       {watch, broken{failures: 20}, 21, http.StatusOK, 30 * time.Second, 60 * time.Second},
 		"a watch that a proxy answers":    {watch, broken{failures: 3, status: http.StatusBadGateway}, 4, http.StatusOK, time.Second, 6 * time.Second},
+		"a list before a watch":           {"https://api/api/v1/pods?limit=5000", broken{failures: 20}, 21, http.StatusOK, 30 * time.Second, 60 * time.Second},
 		"a watch that is refused":         {watch, broken{failures: 3, status: http.StatusForbidden}, 1, http.StatusForbidden, 0, 0},
 		"a watch that came too late":      {watch, broken{failures: 3, status: http.StatusGone}, 1, http.StatusGone, 0, 0},
 		"another call without an answer":  {"https://api/api/v1/pods/a", broken{failures: 3}, 1, 0, 0, 0},
