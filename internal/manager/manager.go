@@ -38,6 +38,7 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/internal/settings"
 	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 	"github.com/podconfigmap/podconfigmap-controller/internal/version"
+	"github.com/podconfigmap/podconfigmap-controller/internal/wire"
 )
 
 const (
@@ -45,8 +46,6 @@ const (
 	shutdownTimeout = 10 * time.Second
 	// eventSource is the reporting controller of Events.
 	eventSource = "podconfigmap-controller"
-
-	protobuf = "application/vnd.kubernetes.protobuf"
 )
 
 // Run runs the manager until the context ends, which is a clean stop and no
@@ -118,7 +117,7 @@ func newManager(ctx context.Context, config *rest.Config, s *settings.Settings) 
 // them. Every replica keeps them warm.
 func newStores(ctx context.Context, mgr ctrl.Manager, s *settings.Settings) (*observed.Pods, *observed.ConfigMaps, *corev1client.CoreV1Client, error) {
 	config := rest.CopyConfig(mgr.GetConfig())
-	config.ContentType, config.AcceptContentTypes = protobuf, protobuf+",application/json"
+	config.ContentType, config.AcceptContentTypes = wire.ContentType, wire.ContentType+",application/json"
 	core, err := corev1client.NewForConfigAndClient(config, mgr.GetHTTPClient())
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("making the client of the core API: %w", err)

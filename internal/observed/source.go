@@ -99,15 +99,18 @@ func (listedFirst) IsWatchListSemanticsUnSupported() bool { return true }
 // read. It is not compressed, which would cost more than it saves within a cluster.
 func (s *source) list(ctx context.Context, get func(metav1.ListOptions) *rest.Request) (runtime.Object, error) {
 	all := &internalversion.List{}
+	var pruned []byte // decoding copies what it keeps
 	for {
-		request := get(metav1.ListOptions{Limit: pageSize, Continue: all.Continue}).
-			SetHeader("Accept", wire.ContentType).SetHeader("Accept-Encoding", "identity")
+		request := get(metav1.ListOptions{Limit: pageSize, Continue: all.Continue}).SetHeader("Accept-Encoding", "identity")
 		body, err := request.Stream(ctx)
 		if err != nil {
 			return nil, err // the API server's own says enough, and informers look at its type
 		}
-		all.ListMeta, err = wire.ReadList(body, func(encoded []byte) error {
-			obj, err := s.decode(encoded)
+		all.ListMeta, err = wire.ReadList(body, func(encoded []byte) (err error) {
+			if pruned, err = s.fields.Prune(pruned[:0], encoded); err != nil {
+				return err
+			}
+			obj, err := s.decode(pruned)
 			all.Items = append(all.Items, obj)
 			return err
 		})
@@ -121,14 +124,10 @@ func (s *source) list(ctx context.Context, get func(metav1.ListOptions) *rest.Re
 	}
 }
 
-// decode makes what is kept of an object.
+// decode makes what is kept of an object, of which the source's fields are enough.
 func (s *source) decode(encoded []byte) (runtime.Object, error) {
-	pruned, err := s.fields.Prune(nil, encoded)
-	if err != nil {
-		return nil, err
-	}
 	obj := s.fresh()
-	if err := obj.Unmarshal(pruned); err != nil {
+	if err := obj.Unmarshal(encoded); err != nil {
 		return nil, err
 	}
 	compact, err := s.compact(obj)
