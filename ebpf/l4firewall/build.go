@@ -4,4 +4,4 @@
 
 package l4firewall
 
-var current = build{load: loadL4firewall, counters: 1, policies: 1, pods: 1, flows: 3, syns: 1}
+var current = build{load: loadL4firewall, counters: 1, policies: 1, pods: 1, flows: 4, syns: 1}

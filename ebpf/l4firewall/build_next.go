@@ -7,4 +7,4 @@ package l4firewall
 import "github.com/podconfigmap/podconfigmap-controller/ebpf/l4firewall/nextlayout"
 
 // current is for tests of upgrades: an agent with other layouts.
-var current = build{load: nextlayout.Load, counters: 2, policies: 2, pods: 2, flows: 3, syns: 1}
+var current = build{load: nextlayout.Load, counters: 2, policies: 2, pods: 2, flows: 4, syns: 1}

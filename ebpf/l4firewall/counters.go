@@ -201,13 +201,13 @@ type flowTable struct {
 // have packets taken for replies, and the flows of others forgotten.
 type flowKeys [3][14]uint64
 
-// waysPerBucket is WAYS in C. When as many flows live as the table is made for, two
-// ways of a bucket are taken in the mean, and all in few: one flow of 1,400 is forgotten.
-const waysPerBucket = 7
+// waysPerBucket is WAYS in C. When as many flows live as the table is made for, one
+// way of a bucket is taken in the mean, and all in few: one flow of 1,400 is forgotten.
+const waysPerBucket = 5
 
 // bucketsFor returns how many buckets a table for so many flows has.
 func bucketsFor(flows uint32) uint32 {
-	return 1 << bits.Len32(max(flows, 2)/2-1)
+	return 1 << bits.Len32(max(flows, 2)-1)
 }
 
 func drawFlowKeys() (keys flowKeys) {

@@ -39,7 +39,7 @@ enum verdict { ALLOWED, BLOCKED, WOULD_BLOCK };
 // several CPUs, which would take its cache line from each other.
 #define REFRESH_AGE 1000000000LL
 #define EXTENSION_HEADERS 8
-#define WAYS 7
+#define WAYS 5
 #define HASHES 3
 #define OWN_ADDRESSES 8
 // Direction of a remembered SYN or blocked flow, in its slot.
@@ -109,11 +109,12 @@ struct syn {
 	__u32 unused;
 };
 
-// What stands for a flow in the table of flows: hashes that are independent of each
-// other. For two flows chosen by who does not know the keys all are the same in one
-// case of 2^96.
+// What stands for a flow in the table of flows, from three independent hashes: its place,
+// and the tag that tells it from the other flows there. For two flows chosen by who does
+// not know the keys the tags are the same in one case of 2^64.
 struct fingerprint {
-	__u32 hashes[HASHES];
+	__u32 place;
+	__u64 tag;
 };
 
 // A way's state is the time of its flow's last packet, up to REFRESH_AGE old, in ticks
@@ -127,13 +128,12 @@ struct fingerprint {
 // How far another CPU's coarse clock may be ahead.
 #define AHEAD IN_STATES(1000000000LL)
 
-// The only place of the flows of one hash, two cache lines; the first one shows whether a
-// flow is not there. They are all that is not at hand when a flow begins, where the
-// kernel's LRU takes ten.
+// The only place of the flows of one hash: a cache line. It is all that is not at hand
+// when a flow begins, where the kernel's LRU takes ten.
 struct bucket {
 	struct bpf_spin_lock lock; // of who writes
 	__u32 states[WAYS];
-	__u32 hashes[HASHES][WAYS + 1]; // the last ones are unused
+	__u64 tags[WAYS];
 };
 
 struct events {
@@ -512,7 +512,7 @@ static __always_inline struct fingerprint fingerprint_of(struct flow *flow, __u6
 		flow->slot,	flow->ports,	flow->local[3], flow->remote[3], since,		  since >> 32,
 		flow->local[0], flow->local[1], flow->local[2], flow->remote[0], flow->remote[1], flow->remote[2],
 	};
-	struct fingerprint fingerprint;
+	__u32 hashes[HASHES];
 
 #pragma unroll
 	for (int i = 0; i < HASHES; i++) {
@@ -528,9 +528,9 @@ static __always_inline struct fingerprint fingerprint_of(struct flow *flow, __u6
 			for (int j = IPV4_WORDS; j < FLOW_WORDS; j += 2)
 				sum += (keys[j] + words[j]) * (keys[j + 1] + words[j + 1]);
 		}
-		fingerprint.hashes[i] = sum >> 32;
+		hashes[i] = sum >> 32;
 	}
-	return fingerprint;
+	return (struct fingerprint){.place = hashes[0] & bucket_mask, .tag = (__u64)hashes[1] << 32 | hashes[2]};
 }
 
 static __always_inline bool same(struct flow *a, struct flow *b)
@@ -543,19 +543,13 @@ static __always_inline bool same(struct flow *a, struct flow *b)
 	return !difference;
 }
 
-static __always_inline bool holds(struct bucket *bucket, __u32 way, struct fingerprint *fingerprint)
-{
-	return bucket->hashes[0][way] == fingerprint->hashes[0] && bucket->hashes[1][way] == fingerprint->hashes[1] &&
-	       bucket->hashes[2][way] == fingerprint->hashes[2];
-}
-
 // Returns the way that is a flow's, WAYS for none. Without the lock: while a way
 // changes hands its state is 0.
 static __always_inline __u32 find(struct bucket *bucket, struct fingerprint *fingerprint)
 {
 #pragma unroll
 	for (__u32 i = 0; i < WAYS; i++) {
-		if (holds(bucket, i, fingerprint))
+		if (bucket->tags[i] == fingerprint->tag)
 			return i;
 	}
 	return WAYS;
@@ -564,9 +558,7 @@ static __always_inline __u32 find(struct bucket *bucket, struct fingerprint *fin
 // The place of a flow; NULL for none, which the mask rules out.
 static __always_inline struct bucket *bucket_of(struct fingerprint *fingerprint)
 {
-	__u32 place = fingerprint->hashes[0] & bucket_mask;
-
-	return bpf_map_lookup_elem(&flows, &place);
+	return bpf_map_lookup_elem(&flows, &fingerprint->place);
 }
 
 // How long ago, in states, up to AHEAD too much.
@@ -592,7 +584,7 @@ static __always_inline void renew(struct bucket *bucket, struct fingerprint *fin
 	if (i >= WAYS)
 		return;
 	bpf_spin_lock(&bucket->lock);
-	if (holds(bucket, i, fingerprint))
+	if (bucket->tags[i] == fingerprint->tag)
 		bucket->states[i] = state;
 	bpf_spin_unlock(&bucket->lock);
 }
@@ -626,9 +618,7 @@ static __always_inline bool remember(struct bucket *bucket, struct fingerprint *
 	if (!lost && chosen < WAYS) {
 		bucket->states[chosen] = 0;
 		barrier();
-#pragma unroll
-		for (int i = 0; i < HASHES; i++)
-			bucket->hashes[i][chosen] = fingerprint->hashes[i];
+		bucket->tags[chosen] = fingerprint->tag;
 		barrier();
 		bucket->states[chosen] = state;
 	}
@@ -730,6 +720,10 @@ static __always_inline int filter_udp(struct __sk_buff *skb, struct packet *pack
 	struct bucket *bucket = bucket_of(&fingerprint);
 	if (!bucket)
 		return DROP;
+	__u32 touched = *(volatile __u32 *)&bucket->states[0];
+	barrier_var(touched);
+	if (row)
+		add_one(&row->packets[direction][UDP]);
 	__u32 i = find(bucket, &fingerprint);
 	barrier_var(i); // or there would be a copy for each way of all that follows
 	if (i < WAYS)
@@ -779,7 +773,7 @@ static __always_inline int filter(struct __sk_buff *skb, struct attachment *atta
 	struct counters *row = bpf_map_lookup_elem(&counters, &slot);
 	if (row && packet.protocol == TCP)
 		add_one(&row->packets[direction][TCP]);
-	else if (row && packet.protocol == UDP)
+	else if (row && packet.protocol == UDP && (packet.broken || skb->ifindex == LOOPBACK_IFINDEX))
 		add_one(&row->packets[direction][UDP]);
 	if (skb->ifindex == LOOPBACK_IFINDEX)
 		return PASS;

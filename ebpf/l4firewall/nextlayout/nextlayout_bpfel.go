@@ -32,8 +32,8 @@ type nextlayoutBucket struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	States [7]uint32
-	Hashes [3][8]uint32
+	States [5]uint32
+	Tags   [5]uint64
 }
 
 type nextlayoutCounters struct {
