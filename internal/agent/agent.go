@@ -30,7 +30,6 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/controllers/nodeagent"
 	"github.com/podconfigmap/podconfigmap-controller/internal/eventnote"
 	"github.com/podconfigmap/podconfigmap-controller/internal/patientwatch"
-	"github.com/podconfigmap/podconfigmap-controller/internal/quietstop"
 	"github.com/podconfigmap/podconfigmap-controller/internal/settings"
 	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 	"github.com/podconfigmap/podconfigmap-controller/internal/version"
@@ -130,7 +129,7 @@ func newClients(config *rest.Config) (*clients, error) {
 func assemble(ctx context.Context, c *clients, s *settings.Settings, n *node) (manager.Manager, error) {
 	shutdown := shutdownTimeout
 	mgr, err := ctrl.NewManager(c.config, ctrl.Options{
-		Scheme: c.scheme, Logger: quietstop.Logger(ctx),
+		Scheme: c.scheme, Logger: klog.FromContext(ctx),
 		Metrics:                 metricsserver.Options{BindAddress: s.MetricsAddr},
 		HealthProbeBindAddress:  s.HealthProbeAddr,
 		GracefulShutdownTimeout: &shutdown,

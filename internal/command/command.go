@@ -20,6 +20,7 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/internal/agent"
 	"github.com/podconfigmap/podconfigmap-controller/internal/logging"
 	"github.com/podconfigmap/podconfigmap-controller/internal/manager"
+	"github.com/podconfigmap/podconfigmap-controller/internal/quietstop"
 	"github.com/podconfigmap/podconfigmap-controller/internal/settings"
 	"github.com/podconfigmap/podconfigmap-controller/internal/version"
 )
@@ -91,6 +92,8 @@ func start(ctx context.Context, load func() (*settings.Settings, error), mode fu
 	if err != nil {
 		return err
 	}
+	ctx = klog.NewContext(ctx, logger)
+	logger = quietstop.Logger(ctx)
 	if err := logging.Install(logger, s.EffectiveLogLevel()); err != nil {
 		return err
 	}

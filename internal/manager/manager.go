@@ -34,7 +34,6 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/internal/ledger"
 	"github.com/podconfigmap/podconfigmap-controller/internal/observed"
 	"github.com/podconfigmap/podconfigmap-controller/internal/patientwatch"
-	"github.com/podconfigmap/podconfigmap-controller/internal/quietstop"
 	"github.com/podconfigmap/podconfigmap-controller/internal/settings"
 	"github.com/podconfigmap/podconfigmap-controller/internal/telemetry"
 	"github.com/podconfigmap/podconfigmap-controller/internal/version"
@@ -87,7 +86,7 @@ func newManager(ctx context.Context, config *rest.Config, s *settings.Settings) 
 	shutdown := shutdownTimeout
 	options := ctrl.Options{
 		Scheme:                  scheme,
-		Logger:                  quietstop.Logger(ctx),
+		Logger:                  klog.FromContext(ctx),
 		Metrics:                 metricsserver.Options{BindAddress: s.MetricsAddr},
 		HealthProbeBindAddress:  s.HealthProbeAddr,
 		GracefulShutdownTimeout: &shutdown,

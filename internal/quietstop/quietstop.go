@@ -14,7 +14,7 @@ import (
 	"github.com/podconfigmap/podconfigmap-controller/internal/logging"
 )
 
-// quietStop is a log handler for controller-runtime. After a clean stop has
+// quietStop is a log handler for us and for the libraries. After a clean stop has
 // begun, errors that say no more than that are debug messages: calls that were
 // cancelled, and the end of leading. A Lease that is lost before that makes Run
 // fail, and so is told.
@@ -27,7 +27,8 @@ type quietStop struct {
 // which has no type.
 const leadershipLost = "leader election lost"
 
-// Logger returns the context's logger, quiet once the context has ended.
+// Logger returns the context's logger, quiet once the context has ended. The libraries
+// ask for a logger in their own ways: it has to be the global one, too.
 func Logger(ctx context.Context) logr.Logger {
 	return logr.FromSlogHandler(quietStop{
 		Handler:  logr.ToSlogHandler(klog.FromContext(ctx)),

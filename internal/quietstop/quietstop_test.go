@@ -6,10 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
 	"github.com/podconfigmap/podconfigmap-controller/internal/logging"
@@ -69,5 +74,61 @@ func TestQuietStopIsForErrors(t *testing.T) {
 	logging.Warning(Logger(ctx), "shown", "err", context.DeadlineExceeded)
 	if got := out.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, `"note"`) || !strings.Contains(got, `"shown"`) {
 		t.Errorf("logged %q", got)
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// client-go logs an answer that breaks off as an error, with the global logger, even where
+// the stop of the process broke it off.
+func TestAnswerThatTheStopBreaksOff(t *testing.T) {
+	for name, tc := range map[string]struct {
+		stopped bool // with the process, or by the caller alone
+		want    bool // whether it is logged
+	}{"a clean stop": {true, false}, "without a stop": {false, true}} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "application/json")
+				fmt.Fprint(w, `{"kind":"PodList"`)
+				http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+			}))
+			defer server.Close()
+			out := &strings.Builder{}
+			logger, err := logging.New(out, "info", false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			process, stop := context.WithCancel(klog.NewContext(context.Background(), logger))
+			defer stop()
+			if err := logging.Install(Logger(process), "info"); err != nil {
+				t.Fatal(err)
+			}
+			defer klog.ClearLogger()
+			call, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			answered := func(next http.RoundTripper) http.RoundTripper {
+				return roundTripper(func(request *http.Request) (*http.Response, error) {
+					response, err := next.RoundTrip(request)
+					if tc.stopped {
+						stop()
+					}
+					cancel()
+					return response, err
+				})
+			}
+			client, err := corev1.NewForConfig(&rest.Config{Host: server.URL, WrapTransport: answered})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := client.Pods("").List(call, metav1.ListOptions{}); !errors.Is(err, context.Canceled) {
+				t.Errorf("the call ended with %v", err)
+			}
+			if got := strings.Contains(out.String(), "Unexpected error when reading response body"); got != tc.want {
+				t.Errorf("logged %q, want the error: %v", out.String(), tc.want)
+			}
+		})
 	}
 }
