@@ -30,9 +30,10 @@ func (e *FullError) Error() string {
 	return fmt.Sprintf("all %d entries for the cgroups of watched pods are taken", e.Cgroups)
 }
 
-// cgroupID is podcgroup.ID; where there is no such cgroup the error is a *GoneError.
-func cgroupID(path string) (uint64, error) {
-	id, err := podcgroup.ID(path)
+// cgroupID asks one of package podcgroup's functions for a cgroup's id; where there is no
+// such cgroup the error is a *GoneError.
+func cgroupID(ask func(path string) (uint64, error), path string) (uint64, error) {
+	id, err := ask(path)
 	if gone(err) {
 		return 0, &GoneError{path}
 	}
@@ -93,16 +94,21 @@ func (s *store) dropCgroup(id uint64) error {
 // registered before what is in it is listed: children that come later are registered
 // by the kernel's program.
 func (s *store) register(path string, slot uint32) error {
-	id, err := cgroupID(path)
+	id, err := cgroupID(podcgroup.ID, path)
 	if err != nil {
 		return err
 	}
+	return s.registerTree(path, id, slot)
+}
+
+// registerTree registers the cgroup that had the id at path, and those in it.
+func (s *store) registerTree(path string, id uint64, slot uint32) error {
 	if err := s.addCgroup(id, slot); err != nil {
 		return err
 	}
 	// If it went before it was registered, the program that forgets removed
 	// cgroups came too early. If it is there now, that one is still to come.
-	if again, err := cgroupID(path); err != nil || again != id {
+	if again, err := cgroupID(podcgroup.KnownID, path); err != nil || again != id {
 		return errors.Join(&GoneError{path}, s.dropCgroup(id))
 	}
 	names, err := children(path)
@@ -114,7 +120,11 @@ func (s *store) register(path string, slot uint32) error {
 	}
 	for _, name := range names {
 		var removed *GoneError
-		err := s.register(filepath.Join(path, name), slot)
+		child := filepath.Join(path, name)
+		id, err := cgroupID(podcgroup.KnownID, child)
+		if err == nil {
+			err = s.registerTree(child, id, slot)
+		}
 		if err != nil && !errors.As(err, &removed) {
 			return err
 		}

@@ -10,6 +10,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+
+	"github.com/podconfigmap/podconfigmap-controller/internal/podcgroup"
 )
 
 // oldKernelTypes are types as kernels before 5.5 have them, with offsets made up.
@@ -85,7 +87,7 @@ func TestHints(t *testing.T) {
 	watchPod(t, c, 1, pod, Settings{})
 	watchPod(t, c, 2, second, Settings{})
 	id := func(path string) uint64 {
-		id, err := cgroupID(path)
+		id, err := cgroupID(podcgroup.ID, path)
 		if err != nil {
 			t.Fatal(err)
 		}
