@@ -28,9 +28,11 @@ PACKAGES ?= $(slow_packages) $$(go list ./... | grep -vE '/test/(cluster|e2e|sca
 # They take minutes: first, so that none runs alone at the end.
 slow_packages = ./test/agent ./test/faults ./test/rbac ./hack/run ./test/integration ./ebpf/l4firewall
 # Those that run nothing but themselves: go test knows what their results depend on.
-cacheable_packages = $(addprefix ./controllers/,configmaps nodeagent status) \
-	$(addprefix ./internal/,apifailure command eventnote ledger logging manager observed patientwatch \
-		podtemplate quietstop retry settings telemetry)
+cacheable_packages = ./docs $(addprefix ./controllers/,configmaps nodeagent status) \
+	$(addprefix ./hack/,bundle bundle/validate catalog docs) \
+	$(addprefix ./internal/,agent apifailure command eventnote ledger logging manager observed patientwatch \
+		podtemplate quietstop retry settings syscalls telemetry wire) \
+	$(addprefix ./test/,bench kernels kernels/vm untar)
 # How many packages are tested at a time: most wait more than they compute.
 PARALLEL ?= 3
 
