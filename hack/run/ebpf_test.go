@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -105,12 +104,12 @@ func TestEBPFFailsWhereNothingIsBlocked(t *testing.T) {
 func TestEBPFFailsWithTheAgent(t *testing.T) {
 	skipUnable(t)
 	t.Parallel()
-	dir, err := programs()
+	_, manager, err := programs()
 	if err != nil {
 		t.Fatal(err)
 	}
 	script := filepath.Join(t.TempDir(), "operator")
-	text := "#!/bin/sh\n[ \"$1\" != agent ] || exit 3\nexec " + filepath.Join(dir, "manager") + " \"$@\"\n"
+	text := "#!/bin/sh\n[ \"$1\" != agent ] || exit 3\nexec " + manager + " \"$@\"\n"
 	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -122,21 +121,15 @@ func TestEBPFFailsWithTheAgent(t *testing.T) {
 // A machine that cannot says what it lacks, before anything is built or started.
 func TestEBPFWhereTheMachineCannot(t *testing.T) {
 	skipShort(t)
-	dir, err := programs()
+	program, _, err := programs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if os.Geteuid() == 0 {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
 	try := func(environ ...string) string {
-		run := exec.Command(filepath.Join(dir, "run"))
-		run.Env = environ
+		run := exec.Command(program)
+		run.Env, run.Dir = environ, "/"
 		if os.Geteuid() == 0 {
-			run.Dir = "/"
-			run.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+			run.SysProcAttr = notRoot()
 		}
 		out, err := run.CombinedOutput()
 		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 {

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,34 +27,13 @@ func skipShort(t *testing.T) {
 	}
 }
 
-// programs builds this command and the operator, once.
-var programs = sync.OnceValues(func() (string, error) {
-	root, err := harness.Root()
-	if err != nil {
-		return "", err
+// programs are this command and the operator.
+func programs() (run, manager string, err error) {
+	if run, err = harness.Program("./hack/run"); err != nil {
+		return "", "", err
 	}
-	dir, err := os.MkdirTemp("", "run-test-")
-	if err != nil {
-		return "", err
-	}
-	for name, folder := range map[string]string{"run": "./hack/run", "manager": "."} {
-		build := exec.Command("go", "build", "-o", filepath.Join(dir, name), folder)
-		build.Dir = root
-		if out, err := build.CombinedOutput(); err != nil {
-			return "", errors.Join(err, errors.New(string(out)))
-		}
-	}
-	return dir, nil
-})
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if !testing.Short() {
-		if dir, err := programs(); err == nil {
-			os.RemoveAll(dir)
-		}
-	}
-	os.Exit(code)
+	manager, err = harness.Program(".")
+	return run, manager, err
 }
 
 // process is `make run` as a terminal runs it: in a process group of its own.
@@ -88,7 +66,7 @@ func start(t *testing.T, environ []string, args ...string) *process {
 // startAs is start with attributes of the process; nil: none.
 func startAs(t *testing.T, as *syscall.SysProcAttr, environ []string, args ...string) *process {
 	t.Helper()
-	dir, err := programs()
+	run, manager, err := programs()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +76,7 @@ func startAs(t *testing.T, as *syscall.SysProcAttr, environ []string, args ...st
 	}
 	p := &process{tmp: t.TempDir()}
 	log := filepath.Join(t.TempDir(), "manager.log")
-	p.Cmd = exec.Command(filepath.Join(dir, "run"), append([]string{"-manager", filepath.Join(dir, "manager"), "-log", log}, args...)...)
+	p.Cmd = exec.Command(run, append([]string{"-manager", manager, "-log", log}, args...)...)
 	p.Dir = root
 	// The tests with a real node are in node_test.go.
 	p.Env = append([]string{"NODE=false", "HOME=" + os.Getenv("HOME"), "PATH=" + os.Getenv("PATH"), "TMPDIR=" + p.tmp}, environ...)

@@ -64,7 +64,7 @@ func run(m *testing.M) (code int, err error) {
 	if shared, err = startCluster(context.Background()); err != nil {
 		return 1, err
 	}
-	defer func() { err = errors.Join(err, shared.Stop(), harness.RemoveBinary()) }()
+	defer func() { err = errors.Join(err, shared.Stop()) }()
 	return m.Run(), nil
 }
 

@@ -174,7 +174,6 @@ func inCluster(ctx context.Context, o *options) (err error) {
 	if o.profile != "" {
 		return b.profileOperator(ctx)
 	}
-	defer func() { err = errors.Join(err, harness.RemoveBinary()) }()
 	if err := b.measure(ctx); err != nil {
 		return err
 	}

@@ -160,7 +160,7 @@ func (c *Cluster) CheckServed(ctx context.Context, namespaces ...string) error {
 
 func (c *Cluster) wait(ctx context.Context, patience time.Duration, namespaces []string, finders ...func(*State) []string) error {
 	var last error
-	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, patience, true, func(context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, 500*time.Millisecond, patience, true, func(context.Context) (bool, error) {
 		last = c.check(ctx, namespaces, finders) // not cut short, or the reason would be lost
 		return last == nil, nil
 	})

@@ -184,70 +184,6 @@ func versionIn(makefile []byte) (string, error) {
 	return string(found[1]), nil
 }
 
-// builds are the binaries that this process has made, by their build tags.
-var builds struct {
-	sync.Mutex
-	byTags map[string]func() (string, error)
-}
-
-// build makes the binary with these build tags (separated by commas; empty: as it
-// ships), once a process.
-func build(tags string) (string, error) {
-	builds.Lock()
-	if builds.byTags == nil {
-		builds.byTags = map[string]func() (string, error){}
-	}
-	if builds.byTags[tags] == nil {
-		builds.byTags[tags] = sync.OnceValues(func() (string, error) { return compile(tags) })
-	}
-	made := builds.byTags[tags]
-	builds.Unlock()
-	return made()
-}
-
-// compile follows RACE=true of the environment, so that the race detector can
-// watch the operator, too, and COVER_PACKAGES, so that what it runs counts as
-// covered.
-func compile(tags string) (string, error) {
-	root, err := Root()
-	if err != nil {
-		return "", err
-	}
-	name := fmt.Sprintf("podconfigmap-controller-%d", os.Getpid())
-	args := []string{"build"}
-	if tags != "" {
-		name += "-" + strings.ReplaceAll(tags, ",", "-")
-		args = append(args, "-tags", tags)
-	}
-	if os.Getenv("RACE") == "true" {
-		args = append(args, "-race")
-	}
-	if covered := os.Getenv("COVER_PACKAGES"); covered != "" {
-		args = append(args, "-cover", "-coverpkg="+covered)
-	}
-	binary := filepath.Join(root, "bin", "test", name)
-	command := exec.Command("go", append(args, "-o", binary, ".")...)
-	command.Dir = root
-	if out, err := command.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the operator: %w\n%s", err, out)
-	}
-	return binary, nil
-}
-
-// RemoveBinary deletes what was built to start the operator.
-func RemoveBinary() error {
-	builds.Lock()
-	defer builds.Unlock()
-	var errs []error
-	for _, made := range builds.byTags {
-		if binary, err := made(); err == nil {
-			errs = append(errs, os.Remove(binary))
-		}
-	}
-	builds.byTags = nil
-	return errors.Join(errs...)
-}
-
 // Manager is one running process of the operator: a manager or a node agent.
 type Manager struct {
 	command         *exec.Cmd
@@ -310,7 +246,7 @@ type process struct {
 // start starts the operator as an administrator, unless the environment has a
 // KUBECONFIG.
 func (c *Cluster) start(p process) (*Manager, error) {
-	binary, err := build(p.tags)
+	binary, err := operator(p.tags)
 	if err != nil {
 		return nil, err
 	}

@@ -91,7 +91,7 @@ func run(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	defer func() { err = errors.Join(err, cluster.Stop(), harness.RemoveBinary()) }()
+	defer func() { err = errors.Join(err, cluster.Stop()) }()
 	if err := prepare(ctx); err != nil {
 		return 1, err
 	}

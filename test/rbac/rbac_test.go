@@ -8,7 +8,6 @@ package rbac
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os/exec"
@@ -61,7 +60,7 @@ func TestShippedRights(t *testing.T) {
 	must(t, err)
 	c := &harness.Cluster{ControlPlane: plane}
 	t.Cleanup(func() {
-		if err := errors.Join(plane.Stop(), harness.RemoveBinary()); err != nil {
+		if err := plane.Stop(); err != nil {
 			t.Error(err)
 		}
 	})

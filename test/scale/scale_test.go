@@ -105,7 +105,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w := &world{Cluster: c, t: t, ctx: ctx}
 	t.Cleanup(func() {
-		if err := errors.Join(c.Stop(), harness.RemoveBinary()); err != nil {
+		if err := c.Stop(); err != nil {
 			t.Error(err)
 		}
 	})

@@ -78,7 +78,7 @@ func Start(t testing.TB, step time.Duration) *World {
 	w := &World{t: t, nodes: map[string]*node{}, pods: map[string]*Pod{}}
 	cluster, err := harness.StartCluster(t.Context(), controlplane.Options{Progress: os.Stderr})
 	w.must(err)
-	t.Cleanup(func() { w.check(errors.Join(cluster.Stop(), harness.RemoveBinary())) })
+	t.Cleanup(func() { w.check(cluster.Stop()) })
 	w.Cluster = cluster
 	for _, namespace := range []string{Operators, "shop", "edge", "batch", "bank"} {
 		w.must(w.NewNamespace(t.Context(), namespace))
