@@ -34,7 +34,7 @@ cacheable_packages = ./docs $(addprefix ./controllers/,configmaps nodeagent stat
 		podtemplate quietstop retry settings syscalls telemetry wire) \
 	$(addprefix ./test/,bench kernels kernels/vm untar)
 # How many packages are tested at a time: most wait more than they compute.
-PARALLEL ?= 3
+PARALLEL ?= 4
 
 KUSTOMIZE = go tool -modfile=$(CURDIR)/hack/tools/go.mod kustomize
 # Its summary counts the skipped tests and says why they were. Of most packages nothing is

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/podconfigmap/podconfigmap-controller/api/v1alpha1"
+	"github.com/podconfigmap/podconfigmap-controller/test/harness"
 	"github.com/podconfigmap/podconfigmap-controller/test/sandbox"
 )
 
@@ -171,8 +172,9 @@ func TestDeadPodsAreCollected(t *testing.T) {
 	}
 }
 
-// TestAPIServerAway restarts the agent while the API server is away.
-func TestAPIServerAway(t *testing.T) {
+// mortalCluster starts a cluster of the test's own, whose API server may be killed.
+func mortalCluster(t *testing.T) *harness.Cluster {
+	t.Helper()
 	skipShort(t)
 	t.Parallel()
 	c, err := startCluster(t.Context())
@@ -182,6 +184,12 @@ func TestAPIServerAway(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return c
+}
+
+// TestAPIServerAway restarts the agent while the API server is away.
+func TestAPIServerAway(t *testing.T) {
+	c := mortalCluster(t)
 	w := newWorld(t, c, 20)
 	w.neverMind = true // client-go logs every list that fails
 	w.config("c", everything())
@@ -226,18 +234,17 @@ func TestAPIServerAway(t *testing.T) {
 	w.stopsAPIServerAway(p)
 }
 
-// TestFirstStartAPIServerAway starts the first agent of a node while the API server
-// is away: how many slots it needs it learns later.
-func TestFirstStartAPIServerAway(t *testing.T) {
-	skipShort(t)
-	t.Parallel()
-	c, err := startCluster(t.Context())
-	must(t, err)
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+// TestWithoutAPIServer has what else agents do while the API server is away, one after
+// another in one cluster.
+func TestWithoutAPIServer(t *testing.T) {
+	c := mortalCluster(t)
+	t.Run("the first start", func(t *testing.T) { firstStart(t, c) })
+	t.Run("cleanup", func(t *testing.T) { cleanup(t, c) })
+}
+
+// firstStart starts the first agent of a node while the API server is away: how many
+// slots it needs it learns later.
+func firstStart(t *testing.T, c *harness.Cluster) {
 	w := newWorld(t, c, 20)
 	w.neverMind = true
 	w.config("c", everything())
@@ -359,18 +366,9 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// TestCleanup switches an agent to cleanup, as the flag does, with and without
-// an API server.
-func TestCleanup(t *testing.T) {
-	skipShort(t)
-	t.Parallel()
-	c, err := startCluster(t.Context())
-	must(t, err)
-	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+// cleanup switches an agent to cleanup, as the flag does, with and without an API
+// server.
+func cleanup(t *testing.T, c *harness.Cluster) {
 	w := newWorld(t, c, 20)
 	w.daemonSet(account)
 	w.config("c", everything())

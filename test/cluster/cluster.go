@@ -45,6 +45,7 @@ import (
 
 	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
 	"github.com/podconfigmap/podconfigmap-controller/test/harness"
+	"github.com/podconfigmap/podconfigmap-controller/test/pki"
 )
 
 // Options say what Start starts.
@@ -70,7 +71,7 @@ type Cluster struct {
 	place     *place
 	logs      string
 	programs  programs
-	authority *authority
+	authority *pki.Authority
 	address   string // of the API server, for the host
 	config    *rest.Config
 	clients   kubernetes.Interface
@@ -158,7 +159,7 @@ func (c *Cluster) prepare(ctx context.Context) error {
 	if err := c.buildWorkload(ctx); err != nil {
 		return err
 	}
-	if c.authority, err = newAuthority(); err != nil {
+	if c.authority, err = pki.NewAuthority(clusterName); err != nil {
 		return fmt.Errorf("making the cluster's authority: %w", err)
 	}
 	c.address, err = controlplane.FreeAddress()

@@ -18,8 +18,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/podconfigmap/podconfigmap-controller/test/controlplane"
+	"github.com/podconfigmap/podconfigmap-controller/test/pki"
 )
 
 // Programs of the control plane, by which their logs are named.
@@ -32,6 +35,7 @@ const (
 )
 
 const (
+	clusterName      = "podconfigmap-cluster"
 	controlPlaneName = "control-plane"
 	// etc is where a machine finds its configuration.
 	etc = "/etc/cluster/"
@@ -70,19 +74,19 @@ func (c *Cluster) writeControlPlane() error {
 		return err
 	}
 	addresses := append([]netip.Addr{netip.MustParseAddr("127.0.0.1")}, append(serverAddresses, serviceAddresses...)...)
-	serving, err := c.authority.issue("kube-apiserver", "", addresses,
+	serving, err := c.authority.Issue("kube-apiserver", "", addresses,
 		"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
 	if err != nil {
 		return err
 	}
 	// What the API server is to kubelets.
-	client, err := c.authority.issue("kube-apiserver-kubelet-client", "system:masters", nil)
+	client, err := c.authority.Issue("kube-apiserver-kubelet-client", "system:masters", nil)
 	if err != nil {
 		return err
 	}
 	errs := []error{
-		os.WriteFile(filepath.Join(folder, "ca.crt"), c.authority.pem, 0o644),
-		serving.write(folder, "apiserver"), client.write(folder, "kubelet-client"), writeAccountKeys(folder),
+		os.WriteFile(filepath.Join(folder, "ca.crt"), c.authority.PEM, 0o644),
+		serving.Write(folder, "apiserver"), client.Write(folder, "kubelet-client"), pki.WriteAccountKeys(folder),
 	}
 	for _, name := range []string{controllerManager, scheduler, dns} {
 		errs = append(errs, c.writeClient(folder, name, "system:"+name, ""))
@@ -93,11 +97,11 @@ func (c *Cluster) writeControlPlane() error {
 
 // writeClient writes NAME.kubeconfig for a client inside of the cluster's network.
 func (c *Cluster) writeClient(folder, name, user, group string) error {
-	i, err := c.authority.issue(user, group, nil)
+	i, err := c.authority.Issue(user, group, nil)
 	if err != nil {
 		return err
 	}
-	return c.authority.writeKubeconfig(filepath.Join(folder, name+".kubeconfig"), insideServer, i)
+	return writeKubeconfig(filepath.Join(folder, name+".kubeconfig"), insideServer, c.authority, i)
 }
 
 // openServer makes the way from the host to the API server, and the administrator's
@@ -109,19 +113,19 @@ func (c *Cluster) openServer() error {
 		return fmt.Errorf("listening for clients of the API server: %w", err)
 	}
 	c.gateways = append(c.gateways, openGateway(listener, func(ctx context.Context) (net.Conn, error) { return c.fabric.dial(ctx, "tcp", inside) }))
-	admin, err := c.authority.issue("admin", "system:masters", nil)
+	admin, err := c.authority.Issue("admin", "system:masters", nil)
 	if err != nil {
 		return err
 	}
 	server := "https://" + c.address
 	c.config = &rest.Config{
 		Host: server, QPS: -1,
-		TLSClientConfig: rest.TLSClientConfig{CAData: c.authority.pem, CertData: admin.certificate, KeyData: admin.key},
+		TLSClientConfig: rest.TLSClientConfig{CAData: c.authority.PEM, CertData: admin.Certificate, KeyData: admin.Key},
 	}
 	if c.clients, err = kubernetes.NewForConfig(c.config); err != nil {
 		return fmt.Errorf("making a client: %w", err)
 	}
-	return c.authority.writeKubeconfig(c.Kubeconfig(), server, admin)
+	return writeKubeconfig(c.Kubeconfig(), server, c.authority, admin)
 }
 
 func (c *Cluster) startPrograms(ctx context.Context) error {
@@ -229,3 +233,16 @@ func (c *Cluster) get(ctx context.Context, transport http.RoundTripper, url stri
 }
 
 func since(began time.Time) time.Duration { return time.Since(began).Round(100 * time.Millisecond) }
+
+// writeKubeconfig writes what a client of that identity needs.
+func writeKubeconfig(path, server string, a *pki.Authority, i *pki.Identity) error {
+	config := clientcmdapi.NewConfig()
+	config.Clusters[clusterName] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: a.PEM}
+	config.AuthInfos[clusterName] = &clientcmdapi.AuthInfo{ClientCertificateData: i.Certificate, ClientKeyData: i.Key}
+	config.Contexts[clusterName] = &clientcmdapi.Context{Cluster: clusterName, AuthInfo: clusterName}
+	config.CurrentContext = clusterName
+	if err := clientcmd.WriteToFile(*config, path); err != nil {
+		return fmt.Errorf("writing the kubeconfig %q: %w", path, err)
+	}
+	return nil
+}

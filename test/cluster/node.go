@@ -66,14 +66,14 @@ func (n *Node) configure() error {
 		return err
 	}
 	addresses := append([]netip.Addr{netip.MustParseAddr("127.0.0.1")}, n.Addresses()...)
-	serving, err := n.cluster.authority.issue(n.Name, "", addresses, n.Name)
+	serving, err := n.cluster.authority.Issue(n.Name, "", addresses, n.Name)
 	if err != nil {
 		return err
 	}
 	errs := []error{
 		os.CopyFS(folder, mustSub()),
-		os.WriteFile(filepath.Join(folder, "ca.crt"), n.cluster.authority.pem, 0o644),
-		serving.write(folder, "kubelet"),
+		os.WriteFile(filepath.Join(folder, "ca.crt"), n.cluster.authority.PEM, 0o644),
+		serving.Write(folder, "kubelet"),
 		n.cluster.writeClient(folder, Kubelet, "system:node:"+n.Name, "system:nodes"),
 		n.cluster.writeClient(folder, Proxy, "system:kube-proxy", ""),
 		n.writeNetwork(filepath.Join(folder, "cni")),

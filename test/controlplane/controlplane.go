@@ -32,7 +32,12 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-const loopback = "127.0.0.1"
+const (
+	loopback     = "127.0.0.1"
+	serviceRange = "10.96.0.0/16"
+	// serviceAddress is where pods would find the API server: the first of that range.
+	serviceAddress = "10.96.0.1"
+)
 
 // Options say what Start starts.
 type Options struct {
@@ -112,6 +117,9 @@ func (c *ControlPlane) prepare() (err error) {
 	if c.secrets, err = newCredentials(filepath.Join(c.dir, "credentials")); err != nil {
 		return err
 	}
+	if c.authority, err = os.ReadFile(c.secrets.authority()); err != nil {
+		return fmt.Errorf("reading the certificate of the authority: %w", err)
+	}
 	ports, err := freePorts(3)
 	if err != nil {
 		return err
@@ -129,10 +137,6 @@ func (c *ControlPlane) startAll(ctx context.Context) error {
 	}
 	if err := c.StartAPIServer(ctx); err != nil {
 		return err
-	}
-	var err error
-	if c.authority, err = os.ReadFile(c.secrets.serving()); err != nil {
-		return fmt.Errorf("reading the certificate of %s: %w", apiServer, err)
 	}
 	if err := writeKubeconfig(c.Kubeconfig(), c.server(), c.authority, c.secrets.adminToken); err != nil {
 		return err
@@ -197,7 +201,7 @@ func (c *ControlPlane) apiServerFlags() []string {
 		// An endpoint of the Service "kubernetes" may not be on loopback.
 		"--endpoint-reconciler-type=none",
 		"--cert-dir=" + c.secrets.folder,
-		"--service-cluster-ip-range=10.96.0.0/16",
+		"--service-cluster-ip-range=" + serviceRange,
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file=" + c.secrets.publicKey(),
 		"--service-account-signing-key-file=" + c.secrets.signingKey(),
@@ -212,15 +216,10 @@ func (c *ControlPlane) apiServerFlags() []string {
 	return append(flags, c.options.APIServerFlags...)
 }
 
-// apiServerReady asks the API server whether it is ready. It reads the
-// certificate each time, which may be half written.
+// apiServerReady asks the API server whether it is ready.
 func (c *ControlPlane) apiServerReady(ctx context.Context) error {
-	authority, err := os.ReadFile(c.secrets.serving())
-	if err != nil {
-		return fmt.Errorf("reading the certificate: %w", err)
-	}
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(authority)
+	roots.AppendCertsFromPEM(c.authority)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}
 	return get(ctx, transport, c.server()+"/readyz", c.secrets.adminToken)
 }
@@ -239,7 +238,7 @@ func (c *ControlPlane) startControllerManager(ctx context.Context) (err error) {
 	flags := []string{
 		"--kubeconfig=" + kubeconfig,
 		"--service-account-private-key-file=" + c.secrets.signingKey(),
-		"--root-ca-file=" + c.secrets.serving(),
+		"--root-ca-file=" + c.secrets.authority(),
 		"--use-service-account-credentials=true",
 		"--leader-elect=false",
 		"--secure-port=0", // serves nothing

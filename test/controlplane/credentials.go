@@ -3,17 +3,14 @@
 package controlplane
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/csv"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	mathrand "math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -21,7 +18,11 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/podconfigmap/podconfigmap-controller/test/pki"
 )
+
+const clusterName = "podconfigmap-controlplane"
 
 // credentials are the keys and tokens of a control plane, in files of one folder.
 type credentials struct {
@@ -34,9 +35,8 @@ func (c credentials) tokens() string     { return filepath.Join(c.folder, "token
 func (c credentials) signingKey() string { return filepath.Join(c.folder, "sa.key") }
 func (c credentials) publicKey() string  { return filepath.Join(c.folder, "sa.pub") }
 
-// serving is made by the API server at its first start: its certificate and
-// the authority that signed it.
-func (c credentials) serving() string { return filepath.Join(c.folder, "apiserver.crt") }
+// authority is the certificate of who signed the API server's.
+func (c credentials) authority() string { return filepath.Join(c.folder, "ca.crt") }
 
 // newCredentials reads the credentials in folder, or makes them when there are none.
 func newCredentials(folder string) (credentials, error) {
@@ -55,23 +55,22 @@ func newCredentials(folder string) (credentials, error) {
 	return c, c.readTokens()
 }
 
-// writeKeys makes the key pair that signs and verifies ServiceAccount tokens.
+// writeKeys makes the keys that sign the tokens of ServiceAccounts, and what the API
+// server shows its clients: it would make an RSA key for itself, each time.
 func (c credentials) writeKeys() error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	authority, err := pki.NewAuthority(clusterName)
 	if err != nil {
 		return err
 	}
-	private, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		return err
-	}
-	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	serving, err := authority.Issue(apiServer, "", []netip.Addr{netip.MustParseAddr(loopback), netip.MustParseAddr(serviceAddress)},
+		"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
 	if err != nil {
 		return err
 	}
 	return errors.Join(
-		os.WriteFile(c.signingKey(), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private}), 0o600),
-		os.WriteFile(c.publicKey(), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), 0o600),
+		os.WriteFile(c.authority(), authority.PEM, 0o644),
+		serving.Write(c.folder, "apiserver"), // the names that --cert-dir has the API server look for
+		pki.WriteAccountKeys(c.folder),
 	)
 }
 
@@ -103,12 +102,11 @@ func (c *credentials) readTokens() error {
 
 // writeKubeconfig writes a kubeconfig for one user of the server.
 func writeKubeconfig(path, server string, ca []byte, token string) error {
-	const name = "podconfigmap-controlplane"
 	config := clientcmdapi.NewConfig()
-	config.Clusters[name] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: ca}
-	config.AuthInfos[name] = &clientcmdapi.AuthInfo{Token: token}
-	config.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
-	config.CurrentContext = name
+	config.Clusters[clusterName] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: ca}
+	config.AuthInfos[clusterName] = &clientcmdapi.AuthInfo{Token: token}
+	config.Contexts[clusterName] = &clientcmdapi.Context{Cluster: clusterName, AuthInfo: clusterName}
+	config.CurrentContext = clusterName
 	if err := clientcmd.WriteToFile(*config, path); err != nil {
 		return fmt.Errorf("writing the kubeconfig %q: %w", path, err)
 	}

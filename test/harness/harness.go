@@ -69,7 +69,9 @@ func StartBareCluster(ctx context.Context, o controlplane.Options) (*Cluster, er
 		return nil, err
 	}
 	c := &Cluster{ControlPlane: plane}
-	if c.Client, err = NewClient(plane.Config()); err != nil {
+	config := plane.Config()
+	config.DisableCompression = true // on one machine it only costs
+	if c.Client, err = NewClient(config); err != nil {
 		return nil, errors.Join(err, plane.Stop())
 	}
 	return c, nil

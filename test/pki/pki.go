@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cluster
+// Package pki makes the certificates and keys of control planes. All are ECDSA: RSA keys
+// take a third of a second to make.
+package pki
 
 import (
 	"crypto/ecdsa"
@@ -17,43 +19,40 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"k8s.io/client-go/tools/clientcmd"
-	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-const clusterName = "podconfigmap-cluster"
+// Authority signs the certificates of one cluster.
+type Authority struct {
+	PEM []byte // its own certificate
 
-// authority signs the certificates of one cluster.
-type authority struct {
 	key         *ecdsa.PrivateKey
 	certificate *x509.Certificate
-	pem         []byte
 }
 
-// identity is a certificate with its key, in PEM.
-type identity struct{ certificate, key []byte }
+// Identity is a certificate with its key, in PEM.
+type Identity struct{ Certificate, Key []byte }
 
-func newAuthority() (*authority, error) {
+// NewAuthority makes an authority of that name that lasts for a year.
+func NewAuthority(name string) (*Authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	template := &x509.Certificate{
-		Subject:   pkix.Name{CommonName: clusterName},
+		Subject:   pkix.Name{CommonName: name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(1, 0, 0),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}
-	a := &authority{key: key}
-	if a.pem, err = a.sign(template, template, &key.PublicKey); err != nil {
+	a := &Authority{key: key}
+	if a.PEM, err = a.sign(template, template, &key.PublicKey); err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(a.pem)
+	block, _ := pem.Decode(a.PEM)
 	a.certificate, err = x509.ParseCertificate(block.Bytes)
 	return a, err
 }
 
-func (a *authority) sign(template, parent *x509.Certificate, key *ecdsa.PublicKey) ([]byte, error) {
+func (a *Authority) sign(template, parent *x509.Certificate, key *ecdsa.PublicKey) ([]byte, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
 		return nil, err
@@ -66,9 +65,9 @@ func (a *authority) sign(template, parent *x509.Certificate, key *ecdsa.PublicKe
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
 }
 
-// issue makes a certificate: for a client of that name and group, and, where there
+// Issue makes a certificate: for a client of that name and group, and, where there
 // are addresses, for a server at these.
-func (a *authority) issue(name, group string, addresses []netip.Addr, names ...string) (*identity, error) {
+func (a *Authority) Issue(name, group string, addresses []netip.Addr, names ...string) (*Identity, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -93,7 +92,7 @@ func (a *authority) issue(name, group string, addresses []netip.Addr, names ...s
 		return nil, err
 	}
 	encoded, err := encodeKey(key)
-	return &identity{certificate: certificate, key: encoded}, err
+	return &Identity{Certificate: certificate, Key: encoded}, err
 }
 
 func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
@@ -104,17 +103,17 @@ func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-// write writes NAME.crt and NAME.key into a folder.
-func (i *identity) write(folder, name string) error {
+// Write writes NAME.crt and NAME.key into a folder.
+func (i *Identity) Write(folder, name string) error {
 	return errors.Join(
-		os.WriteFile(filepath.Join(folder, name+".crt"), i.certificate, 0o644),
-		os.WriteFile(filepath.Join(folder, name+".key"), i.key, 0o600),
+		os.WriteFile(filepath.Join(folder, name+".crt"), i.Certificate, 0o644),
+		os.WriteFile(filepath.Join(folder, name+".key"), i.Key, 0o600),
 	)
 }
 
-// writeAccountKeys makes the key pair that signs and verifies the tokens of
+// WriteAccountKeys makes the key pair that signs and verifies the tokens of
 // ServiceAccounts: sa.key, sa.pub.
-func writeAccountKeys(folder string) error {
+func WriteAccountKeys(folder string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
@@ -131,17 +130,4 @@ func writeAccountKeys(folder string) error {
 		os.WriteFile(filepath.Join(folder, "sa.key"), private, 0o600),
 		os.WriteFile(filepath.Join(folder, "sa.pub"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}), 0o644),
 	)
-}
-
-// writeKubeconfig writes what a client of that identity needs.
-func (a *authority) writeKubeconfig(path, server string, i *identity) error {
-	config := clientcmdapi.NewConfig()
-	config.Clusters[clusterName] = &clientcmdapi.Cluster{Server: server, CertificateAuthorityData: a.pem}
-	config.AuthInfos[clusterName] = &clientcmdapi.AuthInfo{ClientCertificateData: i.certificate, ClientKeyData: i.key}
-	config.Contexts[clusterName] = &clientcmdapi.Context{Cluster: clusterName, AuthInfo: clusterName}
-	config.CurrentContext = clusterName
-	if err := clientcmd.WriteToFile(*config, path); err != nil {
-		return fmt.Errorf("writing the kubeconfig %q: %w", path, err)
-	}
-	return nil
 }
