@@ -26,7 +26,8 @@ TEST_FLAGS ?=
 # need tools that take long to build.
 PACKAGES ?= $(slow_packages) $$(go list ./... | grep -vE '/test/(cluster|e2e|scale|shipping)(/|$$)')
 # They take minutes: first, so that none runs alone at the end.
-slow_packages = ./test/agent ./test/faults ./test/rbac ./hack/run ./test/integration ./ebpf/l4firewall
+slow_packages = ./test/agent ./test/faults ./test/rbac ./hack/run ./test/integration ./ebpf/l4firewall ./ebpf/syscallcount \
+	./test/controlplane
 # Those that run nothing but themselves: go test knows what their results depend on.
 cacheable_packages = ./docs $(addprefix ./controllers/,configmaps nodeagent status) \
 	$(addprefix ./hack/,bundle bundle/validate catalog docs) \
