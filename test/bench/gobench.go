@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,19 +19,23 @@ import (
 type suite struct {
 	folder string // relative to the module
 	names  string // a regular expression
-	times  int    // how often each is run; 0: as the benchmark likes
+	times  int    // how many rounds each has; 0: as the benchmark likes
+	anew   int    // how often each is set up and run; 0: once
 	whole  bool   // -short would leave out what it needs
 }
 
 // reported is what benchmarks reported: "Name unit" (of a sub-benchmark
-// "Name/sub unit") to value.
-type reported map[string]float64
+// "Name/sub unit") to its values, one for each time that it was run.
+type reported map[string][]float64
 
 // run runs the benchmarks and adds what they report.
 func (s *suite) run(ctx context.Context, short bool, into reported) error {
 	args := []string{"test", "-run=^$", "-bench=" + s.names, "-timeout=60m"}
 	if s.times > 0 {
 		args = append(args, fmt.Sprintf("-benchtime=%dx", s.times))
+	}
+	if s.anew > 0 {
+		args = append(args, fmt.Sprintf("-count=%d", s.anew))
 	}
 	if short && !s.whole {
 		args = append(args, "-short")
@@ -64,17 +69,18 @@ func (m reported) read(text string) error {
 			if err != nil {
 				return fmt.Errorf("reading the result %q: %w", line, err)
 			}
-			m[name+" "+fields[i+1]] = value
+			key := name + " " + fields[i+1]
+			m[key] = append(m[key], value)
 		}
 	}
 	return nil
 }
 
-// need returns a value that a benchmark must have reported.
+// need returns the median of a value that a benchmark must have reported.
 func (m reported) need(name string) (float64, error) {
-	value, ok := m[name]
-	if !ok {
+	values := slices.Sorted(slices.Values(m[name]))
+	if len(values) == 0 {
 		return 0, fmt.Errorf("no benchmark has reported %q", name)
 	}
-	return value, nil
+	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2, nil
 }
